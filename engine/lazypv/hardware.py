@@ -1,0 +1,271 @@
+"""The machine as the host sees it: storage that may refuse, frames it keeps books of, the Ultravisor's door.
+
+Host accesses go by copy and meet the program interruptions of semantics 7; a guest's accesses go through its address
+translation, as SIE does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lazypv.errors import ProgramInterruption, SizeError
+from lazypv.machine import AbsoluteStorage, HostFrames
+from lazypv.sizes import PAGE_SIZE, parse_pages
+from lazypv.ultravisor import BulkAnswer, Ultravisor, vault
+from lazypv.ultravisor.firmware import Firmware
+from lazypv.ultravisor.interface import ICPT_VALIDITY, PGM_ADDRESSING
+from lazypv_kernels import access
+from lazypv_kernels.layout import NO_OWNER, RC_BUSY, RC_DONE, RC_DTYPE
+from lazypv_kernels.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+    from typing_extensions import Buffer
+
+UV_BASE_PAGES = 256
+"""Storage that the Ultravisor takes at start-up; real sizes are not public."""
+MAX_CONFIGURATIONS = 4095
+_NO_SOURCE = np.zeros((1, PAGE_SIZE // 8), np.uint64)
+
+
+@dataclass(frozen=True)
+class GuestCpu:
+    """What SIE is entered with: handles (0 for a guest that is not protected), and the guest's address space.
+
+    Attributes
+    ----------
+    translation : uint32[m]
+        Frame + 1 for each guest page, 0 where there is no mapping.
+    """
+
+    handle: int
+    cpu_handle: int
+    asce: int
+    translation: NDArray[np.uint32]
+
+
+class Machine:
+    """A modelled machine.
+
+    Parameters
+    ----------
+    size : int or str
+        Absolute storage, in bytes or as text such as ``"16GiB"``.
+    contents : bool
+        False for a machine of states only, for sizes beyond the computer's memory.
+    threads : int
+        Cores that one bulk operation may use.
+    feature_bits : iterable of int
+        Feature indications of the Ultravisor; bit 0 is off unless it is named (patch 11).
+    uv_base_pages : int
+        Frames that the Ultravisor takes for itself.
+
+    Raises
+    ------
+    SizeError
+        Not a size, not in whole pages, or too small for the Ultravisor's own storage.
+    MemoryShortageError
+        More than the computer has.
+    """
+
+    def __init__(
+        self,
+        size: int | str,
+        *,
+        contents: bool = True,
+        threads: int = 1,
+        feature_bits: Iterable[int] = (),
+        uv_base_pages: int = UV_BASE_PAGES,
+    ) -> None:
+        pages = parse_pages(size)
+        if pages <= uv_base_pages:
+            raise SizeError(f"a machine of {pages} pages is too small: the Ultravisor takes {uv_base_pages} of them")
+        workers = Workers(threads)
+        storage = AbsoluteStorage.own(pages, workers) if contents else AbsoluteStorage.none(pages)
+        self._assemble(storage, workers, frozenset(feature_bits), uv_base_pages)
+
+    @classmethod
+    def attach(
+        cls,
+        buffer: Buffer,
+        *,
+        threads: int = 1,
+        feature_bits: Iterable[int] = (),
+        uv_base_pages: int = UV_BASE_PAGES,
+    ) -> Machine:
+        """A machine on somebody's writable memory, in place and without a copy.
+
+        The buffer begins at a multiple of 64 bytes and has whole pages. Its owner can read all of it at any time: an
+        attached buffer gives no secrecy from its owner.
+
+        Raises
+        ------
+        SizeError
+            The buffer cannot be used.
+        """
+        machine = cls.__new__(cls)
+        machine._assemble(AbsoluteStorage.attach(buffer), Workers(threads), frozenset(feature_bits), uv_base_pages)
+        return machine
+
+    def _assemble(
+        self, storage: AbsoluteStorage, workers: Workers, feature_bits: frozenset[int], uv_base_pages: int
+    ) -> None:
+        self.pages = storage.pages
+        self.has_contents = storage.contents.shape[0] > 0
+        self.workers = workers
+        self.frames = HostFrames(storage.pages)
+        self.ultravisor = Ultravisor(Firmware(storage, MAX_CONFIGURATIONS, feature_bits), workers)
+        # Frame 0 is the host's own prefix area: never guest memory, never donated.
+        self.frames.allocate_run(1)
+        base = self.frames.allocate_run(uv_base_pages, start=storage.pages - uv_base_pages)
+        if base is None or not self.ultravisor.init_uv(base).ok:
+            raise SizeError(f"a machine of {storage.pages} pages has no room for the Ultravisor's {uv_base_pages}")
+
+    @property
+    def size(self) -> int:
+        """Bytes of absolute storage."""
+        return self.pages * PAGE_SIZE
+
+    def close(self) -> None:
+        """Join the threads of the machine."""
+        self.workers.close()
+
+    # --- the host's accesses -------------------------------------------------------------------------------------
+
+    def load(self, address: int, length: int) -> bytes:
+        """`length` bytes from absolute `address`, by copy.
+
+        Raises
+        ------
+        ProgramInterruption
+            0x05 outside the machine; 0x3d secure or donated storage.
+        """
+        frames, buffer = self._span(address, length)
+        self._copy(frames, buffer, write=False)
+        start = address % PAGE_SIZE
+        return buffer.reshape(-1)[start : start + length].tobytes()
+
+    def store(self, address: int, data: bytes) -> None:
+        """Put `data` at absolute `address`.
+
+        Raises
+        ------
+        ProgramInterruption
+            0x05 outside the machine; 0x3d secure or donated storage, of which nothing was changed.
+        """
+        frames, buffer = self._span(address, len(data))
+        self._copy(frames, buffer, write=False)
+        start = address % PAGE_SIZE
+        buffer.reshape(-1)[start : start + len(data)] = np.frombuffer(data, np.uint8)
+        self._copy(frames, buffer, write=True)
+
+    def _span(self, address: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        if address < 0 or length < 0 or address + length > self.size or not self.has_contents:
+            raise ProgramInterruption(PGM_ADDRESSING, address)
+        first, last = address // PAGE_SIZE, -(-(address + length) // PAGE_SIZE)
+        frames = np.arange(first, last, dtype=np.int64)
+        return frames, np.empty((frames.size, PAGE_SIZE), np.uint8)
+
+    def _copy(self, frames: NDArray[np.int64], buffer: NDArray[np.uint8], write: bool) -> None:
+        code = self.copy_pages(frames, buffer, write=write)
+        bad = np.flatnonzero(code != RC_DONE)
+        if bad.size:
+            raise ProgramInterruption(int(code[bad[0]]), int(frames[bad[0]]) * PAGE_SIZE)
+
+    def copy_pages(self, frames: NDArray[np.int64], buffer: NDArray[np.uint8], *, write: bool) -> NDArray[np.uint16]:
+        """Copy whole pages out of `frames` into `buffer` (uint8[k, 4096]) or, with `write`, into them; codes per page.
+
+        A frame that is changing hands is waited for; one that may not be touched is left out, with code 0x3d.
+        """
+        firmware = vault.firmware_of(self.ultravisor)
+        code = np.zeros(frames.size, RC_DTYPE)
+        todo = frames
+        at: NDArray[np.int64] = np.arange(frames.size)
+        part = buffer
+        while todo.size:
+            answer = np.empty(todo.size, RC_DTYPE)
+            access.host_copy(firmware.storage.contents, firmware.state, todo, part, write, 0, todo.size, answer)
+            code[at] = answer
+            if part is not buffer and not write:
+                buffer[at] = part
+            again = np.flatnonzero(answer == RC_BUSY)
+            todo, at = todo[again], at[again]
+            part = buffer[at]
+        return code
+
+    def clear_pages(self, frames: NDArray[np.int64]) -> BulkAnswer:
+        """The host clears whole frames, as when it hands out fresh memory; 0x3d for those it may not touch."""
+        firmware = vault.firmware_of(self.ultravisor)
+        code = np.empty(frames.size, RC_DTYPE)
+        counts = self.workers.add_up(
+            frames.size,
+            lambda first, last, into: access.host_clear(
+                firmware.storage.words, firmware.state, frames, first, last, code, into
+            ),
+        )
+        return BulkAnswer(code, counts)
+
+    # --- a guest's accesses --------------------------------------------------------------------------------------
+
+    def guest_access(
+        self,
+        cpu: GuestCpu,
+        pages: NDArray[np.int64],
+        operation: int,
+        values: NDArray[np.uint64],
+        source: NDArray[np.uint64] = _NO_SOURCE,
+        rows: NDArray[np.int64] | None = None,
+    ) -> BulkAnswer:
+        """Many accesses of one guest CPU.
+
+        Parameters
+        ----------
+        pages : int64[k]
+            Guest pages, in the order of the accesses.
+        operation : int
+            ``lazypv_kernels.access.LOAD``, ``STORE_WORD`` or ``STORE_PAGE``.
+        values : uint64[k]
+            LOAD: written, a hash of the page. Else the word at the page's stamp offset.
+        source, rows : uint64[r, 512], int64[k]
+            STORE_PAGE: the pages to copy from, and which; a negative row is a page of zeroes.
+
+        Returns
+        -------
+        BulkAnswer
+            0x0001 done, 0 busy, 0x11, 0x3d, 0x3e or 0x3f the interruption that the host takes, 0x20 validity intercept:
+            SIE was entered with handles or an address space that do not fit.
+
+        Source: semantics 7, decision table; 3.6, SIE entry.
+        """
+        firmware = vault.firmware_of(self.ultravisor)
+        code = np.empty(pages.size, RC_DTYPE)
+        rows = pages if rows is None else rows
+        slot = NO_OWNER
+        configuration = None
+        if cpu.handle:
+            configuration = firmware.admit(cpu.handle)
+            known = firmware.cpus.get(cpu.cpu_handle)
+            fits = known is not None and known[0] is configuration and known[1].operating
+            if configuration is None or not fits or configuration.asce != cpu.asce:
+                if configuration is not None:
+                    firmware.dismiss(configuration)
+                code[:] = ICPT_VALIDITY
+                return BulkAnswer(code, np.array([0, 0, 0, pages.size], np.int64))
+            slot = configuration.slot
+        try:
+            counts = self.workers.add_up(
+                pages.size,
+                lambda first, last, into: access.guest_access(
+                    firmware.storage.words, firmware.state, firmware.owner, firmware.guest_page, cpu.translation, slot,
+                    pages, operation, values, source, rows, first, last, code, into,
+                ),
+            )  # fmt: skip
+            return BulkAnswer(code, counts)
+        finally:
+            if configuration is not None:
+                firmware.dismiss(configuration)

@@ -1,0 +1,164 @@
+"""The end of an address space: the last user leaves, mappings go, pages are exported or set aside.
+
+At process exit the address space dies before the VM's file is closed, hence while secure CPUs still live: nothing can be
+destroyed yet. Pages are set aside instead, one reference each, until the configuration has lost its CPUs (patch 09).
+
+Source: semantics 4.9; invariants 26, 27, 37.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lazypv.steps import Alloc, Bulk, Touch
+from lazypv.ultravisor import BulkAnswer
+from lazypv_kernels.layout import RC_DONE, RC_DTYPE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lazypv.host.host import Host
+    from lazypv.host.mm import Mm, Vma
+    from lazypv.host.secure_pages import SecurePages
+    from lazypv.host.set_aside import Node
+
+EXPORT_BATCH = 4096
+"""Pages that are unmapped with one step while each has to be exported: a page table's worth or several."""
+
+
+async def mmput(host: Host, mm: Mm, *, nobody_drains: bool = False) -> None:
+    """Stop being a user of `mm`; the last one tears it down.
+
+    With `nobody_drains` the caller is a cleaner that has passed the list: if it is the last, what is unmapped now has
+    to be exported. That is decided under one lock with the put itself, since other users may leave just before (D17).
+    """
+    if nobody_drains:
+        async with mm.mmap_lock.exclusive():
+            last = await _drop_user(mm)
+            if last:
+                mm.pv_sync_destroy = True
+    else:
+        last = await _drop_user(mm)
+    if last:
+        await exit_mmap(host, mm)
+        await mm.drop()
+
+
+async def _drop_user(mm: Mm) -> bool:
+    await Touch(mm, "mm_users", write=True)
+    mm.users -= 1
+    return mm.users == 0
+
+
+async def exit_mmap(host: Host, mm: Mm) -> None:
+    """Unmap everything. Nobody uses the mappings any more; only cleaners of the list may still know `mm`."""
+    for vma in mm.vmas:
+        at = 0
+        while at < vma.pte.size:
+            if await mm.read_protected() == 0:
+                frames, at = mm.unmap(vma, at, vma.pte.size, EXPORT_BATCH)
+                host.machine.frames.put(frames)
+            elif host.series.lazy_shutdown and not await _must_export(mm):
+                at = await _set_aside(host, mm, vma, at)
+            else:
+                frames, at = mm.unmap(vma, at, vma.pte.size, min(EXPORT_BATCH, host.batch * 8))
+                await host.pages.export_and_put(frames)
+    mm.torn_down = True
+
+
+async def _must_export(mm: Mm) -> bool:
+    await Touch(mm, "pv_sync_destroy")
+    return mm.pv_sync_destroy
+
+
+async def _set_aside(host: Host, mm: Mm, vma: Vma, at: int) -> int:
+    """Take the next pages of `vma` out and write them down; where to go on.
+
+    One node's worth, or, when there is no room, the one page that is exported instead while a page is allocated for the
+    next node. That page is not on the list, and no allocation is needed again before it is full.
+    """
+    aside = mm.set_aside
+    async with aside.lock.exclusive():
+        if aside.room:
+            frames, at = mm.unmap(vma, at, vma.pte.size, aside.room)
+            node = aside.nodes[0]
+            if frames.size:
+                await Bulk("set aside", lambda part: _write_down(host, node, part), frames)
+            return at
+    frames, at = mm.unmap(vma, at, vma.pte.size, 1)
+    if frames.size:
+        await host.pages.export_and_put(frames)
+        fresh = await Alloc("list node", aside.new_node)
+        if fresh is not None:
+            async with aside.lock.exclusive():
+                aside.nodes.appendleft(fresh)
+    return at
+
+
+def _write_down(host: Host, node: Node, frames: NDArray[np.int64]) -> BulkAnswer:
+    """Per page: a reference for the list, its number on the node; then the mapping's reference goes."""
+    host.machine.frames.get(frames)
+    node.append(frames)
+    host.machine.frames.put(frames)
+    return BulkAnswer(np.full(frames.size, RC_DONE, RC_DTYPE), np.array([frames.size, 0, 0, 0], np.int64))
+
+
+async def unmap_range(host: Host, mm: Mm, vma: Vma, start: int, end: int) -> None:
+    """Give part of `vma` back (madvise, swap-out, the OOM reaper): exported page by page, never set aside."""
+    at = start
+    async with mm.mmap_lock.shared():
+        while at < end:
+            protected = await mm.read_protected()
+            frames, at = mm.unmap(vma, at, end, host.batch)
+            if protected:
+                await host.pages.export_and_put(frames)
+            else:
+                host.machine.frames.put(frames)
+
+
+async def drain_set_aside(pages: SecurePages, mm: Mm, account: str) -> None:
+    """Work off the list of `mm`: destroy each page, drop the list's reference, free the nodes.
+
+    A page that is refused belongs to a configuration whose CPUs still live: it goes back on the list while another
+    configuration of this address space has still to drain (D19). In the last drain it is exported; a page that even
+    that fails for keeps its reference and counts as leaked, since the allocator must never get it (D20).
+    """
+    aside = mm.set_aside
+    async with aside.lock.exclusive():
+        nodes = list(aside.nodes)
+        aside.nodes.clear()
+    for node in nodes:
+        frames = node.frames
+        rc = await pages.destroy_kept(frames, account)
+        refused = frames[rc != RC_DONE]
+        pages.ledger.add("set_aside", frames.size - refused.size)
+        if refused.size:
+            await _refused_on_the_list(pages, mm, refused)
+        aside.free_node(node)
+    async with aside.lock.exclusive():
+        mm.to_drain -= 1
+
+
+async def _refused_on_the_list(pages: SecurePages, mm: Mm, frames: NDArray[np.int64]) -> None:
+    aside = mm.set_aside
+    async with aside.lock.exclusive():
+        others = mm.to_drain > 1
+        if others:
+            todo = frames
+            while todo.size:
+                node = aside.nodes[0] if aside.room else aside.new_node()
+                if node is None:
+                    break
+                if not aside.room:
+                    aside.nodes.appendleft(node)
+                part, todo = todo[: node.room], todo[node.room :]
+                node.append(part)
+            frames = todo
+    if frames.size:
+        rc = await pages.export_owned(frames)
+        done = rc == RC_DONE
+        pages.frames.put(frames[done])
+        pages.ledger.add("set_aside", int(np.count_nonzero(done)))
+        pages.ledger.add("leaked_on_the_list", int(np.count_nonzero(~done)))

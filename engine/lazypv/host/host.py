@@ -1,0 +1,131 @@
+"""The host: Linux with the series applied, on one machine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from lazypv.errors import UsageError
+from lazypv.host.kvm import Protected, StorageSizes
+from lazypv.host.ledger import Ledger
+from lazypv.host.secure_pages import SecurePages
+from lazypv.host.set_aside import PV_MAX_LAZY_COUNT
+from lazypv.host.teardown import SeriesTeardown
+from lazypv.host.vm import Process, Vm
+from lazypv.host.walk import LIVE_BATCH, Throttle
+from lazypv.series import Series
+from lazypv.sizes import PAGE_SIZE, parse_pages
+
+if TYPE_CHECKING:
+    from lazypv.hardware import Machine
+    from lazypv.host.mm import Mm
+    from lazypv.ultravisor import Answer
+
+SYNC_BELOW = "2GiB"
+PRIVATE_SIZE = "32MiB"
+SHARED_FILE_SIZE = "16MiB"
+SPECIAL_SIZE = "64KiB"
+
+
+class Host:
+    """State of the host's kernel that outlives a VM.
+
+    Parameters
+    ----------
+    lazy_destroy : bool
+        The module parameter (patch 10).
+    series : Series
+        Which patches are in force.
+    sync_below : int or str
+        Guest memory below this is never destroyed lazily (patch 08); it also stands for the reach of a segment table.
+    batch : int
+        Pages that a walk gathers with one hold of the lock.
+    node_capacity : int
+        Frame numbers on one page of the set-aside list.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        lazy_destroy: bool = True,
+        series: Series | None = None,
+        sync_below: int | str = SYNC_BELOW,
+        batch: int = LIVE_BATCH,
+        throttle: Throttle | None = None,
+        node_capacity: int = PV_MAX_LAZY_COUNT,
+        storage_sizes: StorageSizes | None = None,
+    ) -> None:
+        if batch < 1:
+            raise UsageError(f"a batch of {batch} pages is refused: it has to be 1 or more")
+        self.machine = machine
+        self.series = series or Series()
+        self.lazy_destroy = lazy_destroy
+        self.sync_below_pages = parse_pages(sync_below)
+        self.batch = batch
+        self.node_capacity = node_capacity
+        self.throttle = throttle or Throttle()
+        self.storage_sizes = storage_sizes or StorageSizes()
+        self.ledger = Ledger()
+        self.pages = SecurePages(machine, self.series, self.ledger)
+        self.teardown = SeriesTeardown()
+        self.processes: list[Process] = []
+        self.threads = 0
+        self.configurations: dict[int, Mm] = {}
+        self.leaked: dict[int, tuple[Mm, Protected, Answer]] = {}
+        self.leaked_donations = 0
+        self.put_off_pages = 0
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def sync_only(self) -> bool:
+        """``lazy_destroy=0``, and a kernel that has the parameter (patch 10)."""
+        return self.series.lazy_destroy_parameter and not self.lazy_destroy
+
+    def create_process(
+        self,
+        *,
+        private: int | str = PRIVATE_SIZE,
+        shared_file: int | str = SHARED_FILE_SIZE,
+        special: int | str = SPECIAL_SIZE,
+    ) -> Process:
+        """A process with pages of its own: private, of a shared file, and special ones."""
+        process = Process(self, parse_pages(private), parse_pages(shared_file), parse_pages(special))
+        self.processes.append(process)
+        return process
+
+    def create_vm(self, process: Process, slots: list[range], vcpus: int) -> Vm:
+        """A VM in `process` with guest memory at `slots` (ranges of guest pages, ascending)."""
+        return Vm(self, process, slots, vcpus)
+
+    # --- books of configurations ---------------------------------------------------------------------------------
+
+    def created(self, vm: Vm, handle: int) -> None:
+        """A configuration exists."""
+        self.configurations[handle] = vm.mm
+
+    def destroyed(self, handle: int) -> None:
+        """A configuration is gone, and its storage back."""
+        self.configurations.pop(handle, None)
+
+    async def lost(self, mm: Mm, pv: Protected, answer: Answer) -> None:
+        """A configuration could not be destroyed: its storage and its handle count as leaked (D22, invariant 34)."""
+        self.leaked[pv.handle] = (mm, pv, answer)
+        self.configurations.pop(pv.handle, None)
+        self.leaked_donations += pv.base.size + pv.variable.size
+
+    def put_off(self, pv: Protected) -> None:
+        """A configuration was handed to a thread."""
+        self.threads += 1
+        self.put_off_pages += pv.base.size + pv.variable.size
+
+    def taken_up(self, pv: Protected) -> None:
+        """Its thread is through with it, or never came to be."""
+        self.threads -= 1
+        self.put_off_pages -= pv.base.size + pv.variable.size
+
+    @property
+    def reserve_pages(self) -> int:
+        """Pages that a host needs beside guests, for one process."""
+        other = parse_pages(PRIVATE_SIZE) + parse_pages(SHARED_FILE_SIZE) + parse_pages(SPECIAL_SIZE)
+        return other + 2 * (1 << 20) // PAGE_SIZE

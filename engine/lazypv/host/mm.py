@@ -1,0 +1,202 @@
+"""An address space: who uses it, what it maps, what it remembers of protected guests.
+
+``mm_users`` counts tasks and transient holders of the mappings, ``mm_count`` references to the structure. Where the last
+user leaves, the address space is torn down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lazypv.errors import ModelError
+from lazypv.host.set_aside import SetAsideList
+from lazypv.steps import Call, Lock, Touch
+from lazypv_kernels import references
+from lazypv_kernels.layout import NO_FRAME, PTE_DTYPE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lazypv.machine import HostFrames
+
+
+class Backing(Enum):
+    """What stands behind a mapping; the number is how many references each mapped page has at rest."""
+
+    GUEST = "guest memory"
+    PRIVATE = "private memory of the process"
+    FILE = "shared file mapping"
+    SPECIAL = "special mapping"
+
+    @property
+    def cache_references(self) -> int:
+        """References that page cache or driver hold besides the mapping."""
+        return 1 if self in (Backing.FILE, Backing.SPECIAL) else 0
+
+
+@dataclass(eq=False)
+class Vma:
+    """A mapped range.
+
+    Attributes
+    ----------
+    start : int
+        First page of the range in the address space.
+    pte : uint32[n]
+        Frame + 1 for each page, 0 where nothing is mapped.
+    """
+
+    start: int
+    pte: NDArray[np.uint32]
+    backing: Backing
+
+    @property
+    def end(self) -> int:
+        """First page behind the range."""
+        return self.start + self.pte.size
+
+
+class ProtectedCounter:
+    """How many secure configurations of this address space exist: a counter (patch 06), before it a flag.
+
+    The unmap hooks export as long as it is not zero; imports export first while it is above one.
+    """
+
+    def __init__(self, counting: bool) -> None:
+        self.value = 0
+        self.counting = counting
+
+    def created(self) -> None:
+        """CREATE_SEC_CONF was issued."""
+        if self.counting:
+            self.value += 1
+
+    def parameters_set(self) -> None:
+        """SET_SEC_CONF_PARAMS was issued: where the flag of old was set."""
+        if not self.counting:
+            self.value = 1
+
+    def gone(self) -> None:
+        """A configuration does not exist, or not any more."""
+        self.value = self.value - 1 if self.counting else 0
+
+
+class Mm:
+    """An address space of the host.
+
+    Attributes
+    ----------
+    users, count : int
+        ``mm_users`` and ``mm_count``.
+    mmap_lock : Lock
+        Protects the mappings as a whole, and `pv_sync_destroy`.
+    protected : ProtectedCounter
+        Secure configurations of this address space.
+    set_aside : SetAsideList
+        Pages taken out at teardown, to be cleaned later (patch 09).
+    pv_sync_destroy : bool
+        Nobody will work off the list any more: export at teardown.
+    gmap_asce : int
+        The ASCE with which SIE is entered.
+    to_drain : int
+        Configurations of this address space whose cleaner has still to work off the list.
+    """
+
+    def __init__(self, frames: HostFrames, counting: bool, node_capacity: int) -> None:
+        self.frames = frames
+        self.users = 0
+        self.count = 1
+        self.mmap_lock = Lock("mmap_lock")
+        self.vmas: list[Vma] = []
+        self.protected = ProtectedCounter(counting)
+        self.set_aside = SetAsideList(frames, node_capacity)
+        self.pv_sync_destroy = False
+        self.gmap_asce = 0
+        self.to_drain = 0
+        self.torn_down = False
+        self.freed = False
+
+    def map(self, pages: int, backing: Backing) -> Vma:
+        """A new range behind all others, with nothing in it yet."""
+        start = self.vmas[-1].end if self.vmas else 0
+        return self.map_table(np.zeros(pages, PTE_DTYPE), start, backing)
+
+    def map_table(self, pte: NDArray[np.uint32], start: int, backing: Backing) -> Vma:
+        """A range whose page table somebody else holds too, as the guest's does."""
+        vma = Vma(start, pte, backing)
+        self.vmas.append(vma)
+        self.vmas.sort(key=lambda each: each.start)
+        return vma
+
+    @property
+    def end(self) -> int:
+        """First page behind all ranges."""
+        return self.vmas[-1].end if self.vmas else 0
+
+    async def read_users(self) -> int:
+        """``mm_users`` as it is now; others take and drop references meanwhile."""
+        await Touch(self, "mm_users")
+        return self.users
+
+    async def get_not_zero(self) -> bool:
+        """``mmget_not_zero``: become a user unless the last one has left."""
+        await Touch(self, "mm_users", write=True)
+        if self.users == 0:
+            return False
+        self.users += 1
+        return True
+
+    async def grab(self) -> None:
+        """``mmgrab``: keep the structure."""
+        await Touch(self, "mm_count", write=True)
+        self.count += 1
+
+    async def drop(self) -> None:
+        """``mmdrop``: let go of the structure."""
+        await Touch(self, "mm_count", write=True)
+        self.count -= 1
+        if self.count < 0:
+            raise ModelError("mm_count was dropped below zero")
+        self.freed = self.count == 0
+
+    async def read_protected(self) -> int:
+        """The protected counter as it is now."""
+        await Touch(self, "protected counter")
+        return self.protected.value
+
+    async def gather(self, at: int, end: int, limit: int) -> tuple[NDArray[np.int64], int]:
+        """Frames mapped in ``[at, end)``, at most `limit`, one reference each; and where to go on.
+
+        Under the mmap lock. Ranges without mappings are skipped.
+        """
+        return await Call(
+            "gather", lambda: self._gather(at, end, limit), self, uvc=False, pages_of=lambda found: found[0].size
+        )
+
+    def _gather(self, at: int, end: int, limit: int) -> tuple[NDArray[np.int64], int]:
+        found: list[NDArray[np.int64]] = []
+        room = limit
+        for vma in self.vmas:
+            first, last = max(at, vma.start) - vma.start, min(end, vma.end) - vma.start
+            if first >= last or not room:
+                continue
+            frames, stopped = self.frames.gather(vma.pte, first, last, room)
+            found.append(frames)
+            room -= frames.size
+            if not room:
+                return found[0] if len(found) == 1 else np.concatenate(found), vma.start + stopped
+        return (np.concatenate(found) if found else np.empty(0, np.int64)), end
+
+    def unmap(self, vma: Vma, at: int, end: int, limit: int) -> tuple[NDArray[np.int64], int]:
+        """Clear entries of ``[at, end)`` of `vma`, at most `limit`; their frames' mapping references are the caller's."""
+        frames = np.empty(min(limit, end - at), np.int64)
+        count, at = references.unmap(vma.pte, at, end, frames.size, frames)
+        return frames[:count], int(at)
+
+    def mapped(self, vma: Vma) -> int:
+        """Pages that are mapped in `vma`."""
+        return int(np.count_nonzero(vma.pte != NO_FRAME))

@@ -1,0 +1,218 @@
+"""What the host does to single pages that may be secure: destroy, export, make accessible, make secure.
+
+Each operation is one bulk step, and each page of it everything that belongs to that page: reference, call, mark. Busy
+pages are tried again, refused ones handed to the caller.
+
+Source: semantics 2.4, 2.5, 4.2, 4.7, 4.11.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lazypv.host.ledger import Ledger
+from lazypv.steps import Bulk, Wait
+from lazypv.ultravisor import BulkAnswer
+from lazypv.ultravisor.interface import BIT_UVC_FEAT_MISC, CONV_TO_RC_NOT_MAPPED
+from lazypv_kernels.layout import NO_FRAME, RC_BUSY, RC_DONE, RC_DTYPE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from lazypv.hardware import Machine
+    from lazypv.host.gmap import Gmap
+    from lazypv.series import Series
+
+    Frames = NDArray[np.int64]
+    Codes = NDArray[np.uint16]
+
+FREEZE_FAILED = 0xFFFF
+"""-EBUSY: somebody else holds a reference, or the page is under writeback; no call was made."""
+
+
+class SecurePages:
+    """Page operations of the host, with one machine, one series and one set of books."""
+
+    def __init__(self, machine: Machine, series: Series, ledger: Ledger) -> None:
+        self.machine = machine
+        self.frames = machine.frames
+        self.ultravisor = machine.ultravisor
+        self.series = series
+        self.ledger = ledger
+
+    # --- the caller holds a reference on each frame --------------------------------------------------------------
+
+    async def destroy_and_put(self, frames: Frames, account: str) -> None:
+        """Destroy `frames`, clear the mark of each that was, drop the caller's references (``destroy_pfns``).
+
+        A refused page stays owned; its mapping keeps it alive, and unmapping or DESTROY_SEC_CONF deals with it later.
+        `account` is where the destroyed pages are entered.
+        """
+        answer = await self._until_answered(
+            "destroy pages", lambda part: self._call_and_settle(self.ultravisor.destroy_pages, part, drop=True), frames
+        )
+        self.ledger.add(account, answer.done)
+
+    async def destroy_kept(self, frames: Frames, account: str) -> Codes:
+        """Destroy `frames` and clear the mark of each that was; references are dropped where that succeeded."""
+        answer = await self._until_answered("destroy set-aside pages", self._destroy_and_put_if_done, frames)
+        self.ledger.add(account, answer.done)
+        return answer.rc
+
+    def _destroy_and_put_if_done(self, frames: Frames) -> BulkAnswer:
+        answer = self._call_and_settle(self.ultravisor.destroy_pages, frames, drop=False)
+        if answer.all_done:
+            self.frames.put(frames)
+        else:
+            self.frames.put(frames[answer.rc == RC_DONE])
+        return answer
+
+    async def destroy_or_export(self, frames: Frames) -> Codes:
+        """Destroy `frames`; export those that are refused, since their owner lives (patch 03). References stay."""
+        answer = await self._until_answered(
+            "destroy pages", lambda part: self._call_and_settle(self.ultravisor.destroy_pages, part, drop=False), frames
+        )
+        self.ledger.add("destroyed_on_fault", answer.done)
+        if not answer.refused:
+            return answer.rc
+        refused = np.flatnonzero(answer.rc != RC_DONE)
+        answer.rc[refused] = await self.export_owned(frames[refused])
+        return answer.rc
+
+    async def export_owned(self, frames: Frames) -> Codes:
+        """Export `frames` and clear the mark of each that was (``uv_convert_owned_from_secure``). References stay."""
+        answer = await self._until_answered(
+            "export pages", lambda part: self._call_and_settle(self.ultravisor.export_pages, part, drop=False), frames
+        )
+        return answer.rc
+
+    async def export_and_put(self, frames: Frames) -> None:
+        """Export `frames` at unmapping, and drop their mapping references whatever the answer was."""
+        await self._until_answered(
+            "export unmapped pages",
+            lambda part: self._call_and_settle(self.ultravisor.export_pages, part, drop=True),
+            frames,
+        )
+
+    def _call_and_settle(self, call: Callable[[Frames], BulkAnswer], frames: Frames, drop: bool) -> BulkAnswer:
+        """Issue `call`; then, page by page, clear the mark on success only (patch 02) and drop the reference."""
+        answer = call(frames)
+        if answer.busy:
+            drop_now = answer.rc != RC_BUSY
+            self.frames.settle(frames[drop_now], answer.rc[drop_now], clear_mark=self.series.clear_marks, drop=drop)
+        else:
+            self.frames.settle(frames, answer.rc, clear_mark=self.series.clear_marks, drop=drop)
+        return answer
+
+    async def make_accessible(self, frames: Frames) -> Codes:
+        """Let the host at `frames`: nothing if unmarked, else pin, else export (``arch_make_page_accessible``).
+
+        The caller holds a reference on each, so no import can begin meanwhile.
+        """
+        answer = await self._until_answered("make accessible", self._pin_or_export, frames)
+        return answer.rc
+
+    def _pin_or_export(self, frames: Frames) -> BulkAnswer:
+        rc = np.full(frames.size, RC_DONE, RC_DTYPE)
+        marked = np.flatnonzero(self.frames.marked(frames))
+        if marked.size:
+            todo = frames[marked]
+            pinned = self.ultravisor.pin_pages(todo)
+            code = pinned.rc
+            not_pinned = np.flatnonzero(code > RC_DONE)
+            if not_pinned.size:
+                exported = self.ultravisor.export_pages(todo[not_pinned])
+                code[not_pinned] = exported.rc
+                self.ledger.add("useless_calls", 2 * exported.noop)
+            self.frames.settle(todo, code, clear_mark=True, drop=False)
+            rc[marked] = code
+        busy = int(np.count_nonzero(rc == RC_BUSY))
+        refused = int(np.count_nonzero(rc > RC_DONE))
+        return BulkAnswer(rc, np.array([frames.size - busy - refused, 0, busy, refused], np.int64))
+
+    # --- import --------------------------------------------------------------------------------------------------
+
+    async def make_secure(
+        self, gmap: Gmap, pages: NDArray[np.int64], call: Callable[[Frames], BulkAnswer], *, is_unpin: bool = False
+    ) -> Codes:
+        """Make guest `pages` secure by `call` (import, unpack, or unpin), under the mmap lock (``gmap_make_secure``).
+
+        Returns
+        -------
+        uint16[k]
+            0x0001 done; 0x010a not mapped; FREEZE_FAILED (-EBUSY); else the call's own refusal (-EINVAL).
+
+        Source: semantics 2.5, 4.7; invariants 5, 6, 12.
+        """
+        async with gmap.mm.mmap_lock.shared():
+            first = not is_unpin and await self.must_export_first(gmap)
+
+            def secure(part: NDArray[np.int64]) -> BulkAnswer:
+                return self._freeze_and_call(gmap, part, call, first)
+
+            answer = await self._until_answered("make secure", secure, pages)
+        return answer.rc
+
+    async def must_export_first(self, gmap: Gmap) -> bool:
+        """Whether a page to be imported may still be shared by an older configuration (patches 07, 11)."""
+        if not self.series.export_before_import:
+            return False
+        if self.series.feature_bits and BIT_UVC_FEAT_MISC in self.ultravisor.feature_bits:
+            return False
+        return await gmap.mm.read_protected() > 1
+
+    def _freeze_and_call(
+        self, gmap: Gmap, pages: NDArray[np.int64], call: Callable[[Frames], BulkAnswer], export_first: bool
+    ) -> BulkAnswer:
+        """Per page, its lock held: export if need be, freeze at the expected references, mark, call, unfreeze."""
+        rc = np.full(pages.size, CONV_TO_RC_NOT_MAPPED, RC_DTYPE)
+        entry = gmap.pte[pages]
+        present = np.flatnonzero(entry != NO_FRAME)
+        frames = entry[present].astype(np.int64) - 1
+        if frames.size and export_first:
+            self.ledger.add("exported_before_import", self.ultravisor.export_pages(frames).done)
+        expected = np.ones(frames.size, np.uint8)
+        frozen, count = self.frames.freeze(frames, expected)
+        code = np.full(frames.size, FREEZE_FAILED, RC_DTYPE)
+        done = noop = 0
+        if count:
+            held = np.arange(frames.size) if count == frames.size else np.flatnonzero(frozen == RC_DONE)
+            answer = call(pages[present[held]])
+            code[held] = answer.rc
+            done, noop = answer.done, answer.noop
+            self.frames.unfreeze(frames, expected, frozen)
+        rc[present] = code
+        busy = int(np.count_nonzero(rc == RC_BUSY))
+        return BulkAnswer(rc, np.array([done, noop, busy, pages.size - done - noop - busy], np.int64))
+
+    async def wait_for_references(self, gmap: Gmap, pages: NDArray[np.int64]) -> None:
+        """After -EBUSY: until the first of `pages` has no unexpected reference, or is mapped elsewhere."""
+        page = int(pages[0])
+        entry = int(gmap.pte[page])
+
+        def settled() -> bool:
+            now = int(gmap.pte[page])
+            return now != entry or now == NO_FRAME or self.frames.reference_count(now - 1) == 1
+
+        await Wait(settled, "an unexpected page reference to go")
+
+    # --- shared --------------------------------------------------------------------------------------------------
+
+    async def _until_answered(
+        self, name: str, operation: Callable[[Frames], BulkAnswer], column: NDArray[np.int64]
+    ) -> BulkAnswer:
+        """Issue a bulk step, and again for the busy pages only, until each has its answer (invariant 36)."""
+        answer: BulkAnswer = await Bulk(name, operation, column, uvc=True)
+        while answer.busy:
+            busy = np.flatnonzero(answer.rc == RC_BUSY)
+            again: BulkAnswer = await Bulk(name, operation, column[busy], uvc=True)
+            answer.rc[busy] = again.rc
+            answer.done += again.done
+            answer.noop += again.noop
+            answer.refused += again.refused
+            answer.busy = again.busy
+        return answer

@@ -1,0 +1,176 @@
+"""The series' way to end a protected guest: at once, or behind its back.
+
+A teardown policy is a small set of texts: what a reset does, what the closing of the VM does, what becomes of pages when
+an address space dies. Another policy is another class with these methods.
+
+Source: semantics 4.1, 4.8, 4.9, 4.10; defects repaired as they are named here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lazypv.host.exit import drain_set_aside, mmput
+from lazypv.host.kvm import EIO, Protected, Result
+from lazypv.host.walk import destroy_range
+from lazypv.steps import Alloc, Call, Spawn, Touch
+from lazypv.ultravisor import Answer
+from lazypv.ultravisor.interface import RC_DEFERRED, RRC_DEFERRED
+
+if TYPE_CHECKING:
+    from lazypv.host.gmap import CrstTable
+    from lazypv.host.mm import Mm
+    from lazypv.host.vm import Vm
+
+
+@dataclass(eq=False)
+class Deferred:
+    """``struct deferred_priv``: a configuration on its way out."""
+
+    mm: Mm
+    has_mm: bool
+    handle: int
+    table: CrstTable
+    pv: Protected
+    answer: Answer | None = None
+
+
+class SeriesTeardown:
+    """Teardown as the eleven patches have it."""
+
+    async def reset(self, vm: Vm) -> Result:
+        """KVM_PV_DISABLE, CPUs gone: put off, or done at once."""
+        if not vm.host.series.lazy_reboot:
+            return await self.immediate(vm)
+        return await deinit_deferred(vm)
+
+    async def closed(self, vm: Vm) -> Result:
+        """The VM's file is closed, CPUs gone."""
+        return await self.reset(vm)
+
+    async def immediate(self, vm: Vm) -> Result:
+        """Everything now, in the caller's time."""
+        return await deinit_now(vm)
+
+
+async def deinit_now(vm: Vm) -> Result:
+    """Walk all memory, destroy the configuration, report the real result.
+
+    Pages that were set aside before are worked off here too, since no thread will come for them (D18).
+    """
+    mm, host, pv = vm.mm, vm.host, vm.kvm.pv
+    await drain_set_aside(host.pages, mm, "destroyed_sync")
+    if await mm.get_not_zero():
+        await destroy_range(host.pages, mm, 0, 0, mm.end, host.batch, "destroyed_sync")
+        await mmput(host, mm)
+    answer = await destroy_configuration(vm, pv.handle)
+    vm.gmap.guest_handle = 0
+    vm.kvm.pv = Protected()
+    if not answer.ok:
+        await host.lost(mm, pv, answer)
+        if host.series.leak_asce:
+            await vm.gmap.replace_asce()
+        return Result(EIO, answer.rc, answer.rrc)
+    await _forget(vm, mm, pv)
+    return Result(0, answer.rc, answer.rrc)
+
+
+async def deinit_deferred(vm: Vm) -> Result:
+    """Put the destruction off; only what lies below the limit, where prefix pages are, is destroyed now.
+
+    Falls back on :func:`deinit_now` when the parameter forbids it, when there is no memory for the record, when the
+    guest is so small that its top table cannot be replaced (D10), when nothing is left to clean, and when the top table
+    or the thread cannot be had; then every reference taken here is dropped again (D4, D5).
+
+    Source: semantics 4.8, 4.9; invariants 20, 22, 25, 32, 40.
+    """
+    mm, host, gmap = vm.mm, vm.host, vm.gmap
+    if host.sync_only or gmap.segment_type:
+        return await deinit_now(vm)
+    record = await Alloc("record", lambda: Deferred(mm, False, 0, gmap.table, vm.kvm.pv))
+    if record is None:
+        return await deinit_now(vm)
+    await mm.grab()
+    record.has_mm = await mm.get_not_zero()
+    if record.has_mm:
+        limit = vm.base + min(host.sync_below_pages, vm.guest_pages)
+        await destroy_range(host.pages, mm, 1, vm.base, limit, host.batch, "destroyed_sync")
+    elif not await _something_set_aside(mm):
+        await mm.drop()
+        return await deinit_now(vm)
+    if await _hand_over(vm, record):
+        return Result(0, RC_DEFERRED, RRC_DEFERRED)
+    if record.has_mm:
+        await mmput(host, mm)
+    await mm.drop()
+    return await deinit_now(vm)
+
+
+async def _hand_over(vm: Vm, record: Deferred) -> bool:
+    """Take the configuration from the VM and give it to a thread; false, and nothing changed, if that is impossible."""
+    host, gmap = vm.host, vm.gmap
+    record.handle, record.table = gmap.guest_handle, gmap.table
+    if record.has_mm:
+        if not await gmap.replace_asce():
+            return False
+    else:
+        await gmap.remove_old_asce()
+    gmap.guest_handle = 0
+    host.put_off(record.pv)
+    thread = await Spawn("destroy thread", lambda: destroy_thread(vm, record))
+    if thread is None:
+        host.taken_up(record.pv)
+        gmap.guest_handle = record.handle
+        if record.has_mm:
+            await gmap.restore_asce(record.table)
+        return False
+    vm.kvm.pv = Protected()
+    return True
+
+
+async def destroy_thread(vm: Vm, record: Deferred) -> None:
+    """The kernel thread: the list, the walk, the configuration, and only then what was donated for it.
+
+    Source: semantics 4.8, 4.9; invariants 21, 23, 24, 25, 27, 34.
+    """
+    mm, host = record.mm, vm.host
+    await drain_set_aside(host.pages, mm, "destroyed_background")
+    if record.has_mm:
+        await destroy_range(host.pages, mm, 1, 0, mm.end, host.batch, "destroyed_background", host.throttle)
+        await mmput(host, mm, nobody_drains=True)
+    record.answer = await destroy_configuration(vm, record.handle)
+    host.taken_up(record.pv)
+    if record.answer.ok:
+        await _forget(vm, mm, record.pv)
+        vm.gmap.free_table(record.table)
+    else:
+        await host.lost(mm, record.pv, record.answer)
+    await mm.drop()
+
+
+async def destroy_configuration(vm: Vm, handle: int) -> Answer:
+    """DESTROY_SEC_CONF until it is neither busy nor partial (invariant 36)."""
+    while True:
+        answer: Answer = await Call(
+            "DESTROY_SEC_CONF",
+            lambda: vm.host.machine.ultravisor.destroy_sec_conf(handle),
+            vm,
+            pages_of=lambda answer: answer.pages,
+        )
+        if answer.cc < 2:
+            return answer
+
+
+async def _forget(vm: Vm, mm: Mm, pv: Protected) -> None:
+    """After a successful destroy: the counter goes down, the donated storage back to the allocator."""
+    await Touch(mm, "protected counter", write=True)
+    mm.protected.gone()
+    vm.host.machine.frames.put(pv.base)
+    vm.host.machine.frames.put(pv.variable)
+    vm.host.destroyed(pv.handle)
+
+
+async def _something_set_aside(mm: Mm) -> bool:
+    async with mm.set_aside.lock.exclusive():
+        return bool(mm.set_aside.nodes)

@@ -1,0 +1,121 @@
+"""A VM of the host and the process that it lives in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lazypv.errors import MemoryShortageError
+from lazypv.hardware import GuestCpu
+from lazypv.host.exit import mmput
+from lazypv.host.gmap import ASCE_TYPE_REGION3, ASCE_TYPE_SEGMENT, CRST_ALLOC_PAGES, CrstTable, Gmap
+from lazypv.host.kvm import Kvm, close_vm
+from lazypv.host.mm import Backing, Mm, Vma
+from lazypv_kernels.layout import PTE_DTYPE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lazypv.host.host import Host
+
+MAIN_AND_IO = 2
+"""Tasks of a VM's process beside its vCPUs."""
+
+
+class Process:
+    """A process of the host: an address space, its tasks, its other pages.
+
+    Attributes
+    ----------
+    tasks : int
+        Threads that have not left the address space yet.
+    cached : int64[k]
+        Frames of its files and special mappings, on which page cache or drivers hold a reference.
+    """
+
+    def __init__(self, host: Host, private: int, shared_file: int, special: int) -> None:
+        self.host = host
+        self.mm = Mm(host.machine.frames, host.series.count_configurations, host.node_capacity)
+        self.tasks = MAIN_AND_IO
+        self.mm.users = self.tasks
+        self.vms: list[Vm] = []
+        kinds = ((private, Backing.PRIVATE), (shared_file, Backing.FILE), (special, Backing.SPECIAL))
+        cached = [self._populate(pages, backing) for pages, backing in kinds if pages]
+        self.cached: NDArray[np.int64] = np.concatenate(cached) if cached else np.empty(0, np.int64)
+
+    def _populate(self, pages: int, backing: Backing) -> NDArray[np.int64]:
+        """Map pages of the process's own; those that a cache or driver holds too."""
+        frames = self.host.machine.frames.allocate(pages)
+        if frames is None:
+            raise MemoryShortageError(f"the machine has no {pages} free frames for the {backing.value}")
+        self.mm.map(pages, backing).pte[:] = (frames + 1).astype(PTE_DTYPE)
+        if not backing.cache_references:
+            return np.empty(0, np.int64)
+        self.host.machine.frames.get(frames)
+        return frames
+
+    def add_tasks(self, tasks: int) -> None:
+        """Threads of the process, each a user of its address space."""
+        self.tasks += tasks
+        self.mm.users += tasks
+
+    async def exit(self) -> None:
+        """Every task leaves the address space, the last tears it down; then the files are closed, VMs among them."""
+        while self.tasks:
+            self.tasks -= 1
+            await mmput(self.host, self.mm)
+        for vm in self.vms:
+            vm.closed_result = await close_vm(vm)
+        self.host.machine.frames.put(self.cached)
+        self.cached = np.empty(0, np.int64)
+
+
+class Vm:
+    """One VM: guest memory in its process, its KVM part, its gmap.
+
+    Attributes
+    ----------
+    guest_pages : int
+        End of guest memory, in pages.
+    base : int
+        Page of the address space at which guest page 0 lies.
+    slots : list of Vma
+        Where there is memory between 0 and the end.
+    """
+
+    def __init__(self, host: Host, process: Process, slots: list[range], vcpus: int) -> None:
+        self.host = host
+        self.process = process
+        self.mm: Mm = process.mm
+        self.guest_pages = max(slot.stop for slot in slots)
+        self.base = self.mm.end
+        pte: NDArray[np.uint32] = np.zeros(self.guest_pages, PTE_DTYPE)
+        self.slots: list[Vma] = [
+            self.mm.map_table(pte[slot.start : slot.stop], self.base + slot.start, Backing.GUEST) for slot in slots
+        ]
+        if self.slots[-1].end < self.base + self.guest_pages:
+            raise ValueError("slots have to be in ascending order")
+        self._backed = slots
+        frames = host.machine.frames.allocate_run(CRST_ALLOC_PAGES, CRST_ALLOC_PAGES)
+        if frames is None:
+            raise MemoryShortageError("the machine has no free frames for the guest's top table")
+        small = self.guest_pages <= host.sync_below_pages
+        asce_type = ASCE_TYPE_SEGMENT if small else ASCE_TYPE_REGION3
+        self.gmap = Gmap(host.machine, self.mm, pte, self.base, CrstTable(frames), asce_type)
+        self.kvm = Kvm(vcpus)
+        self.closed_result: object = None
+        process.add_tasks(vcpus)
+        process.vms.append(self)
+
+    def is_backed(self, pages: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which guest `pages` lie in a memory slot."""
+        inside = np.zeros(pages.size, np.bool_)
+        for slot in self._backed:
+            inside |= (pages >= slot.start) & (pages < slot.stop)
+        return inside
+
+    def cpu(self, number: int) -> GuestCpu:
+        """What SIE is entered with for vCPU `number` now."""
+        vcpu = self.kvm.vcpus[number]
+        return GuestCpu(self.gmap.guest_handle, vcpu.handle, self.mm.gmap_asce, self.gmap.pte)

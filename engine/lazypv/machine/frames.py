@@ -1,0 +1,177 @@
+"""What the host keeps of each frame: references, marks, and which frames are free.
+
+One byte a frame (`lazypv_kernels.layout`); counts beyond 62 live in a side table. Nothing here knows page states: the
+host learns them from the answers of Ultravisor calls and from exceptions.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lazypv.errors import FrameError, ModelError
+from lazypv_kernels import references
+from lazypv_kernels.layout import (
+    FRAME_DTYPE,
+    HOST_DTYPE,
+    MARK_SECURE,
+    MARK_WRITEBACK,
+    MARKS,
+    RC_DONE,
+    RC_DTYPE,
+    REFERENCES,
+    REFERENCES_OVERFLOW,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Frames = NDArray[np.int64]
+
+_NO_RC = np.empty(0, RC_DTYPE)
+
+
+class HostFrames:
+    """The host's byte of every frame.
+
+    Attributes
+    ----------
+    byte : uint8[n]
+        Two mark bits and six bits of references; zero is a free frame.
+    """
+
+    def __init__(self, pages: int) -> None:
+        self.byte: NDArray[np.uint8] = np.zeros(pages, HOST_DTYPE)
+        self._many: dict[int, int] = {}
+        self._many_lock = threading.Lock()
+        self._cursor = 0
+
+    def __len__(self) -> int:
+        return self.byte.size
+
+    def free(self) -> int:
+        """Frames that nobody holds."""
+        return self.byte.size - int(np.count_nonzero(self.byte))
+
+    def allocate(self, want: int) -> Frames | None:
+        """`want` frames with one reference each, or None when there are not as many free."""
+        frames = np.empty(want, FRAME_DTYPE)
+        count, self._cursor = references.allocate(self.byte, self._cursor, want, frames)
+        if count < want:
+            self.put(frames[:count])
+            return None
+        return frames
+
+    def allocate_run(self, want: int, align: int = 1, start: int = 0) -> Frames | None:
+        """`want` consecutive frames, the first a multiple of `align`; None when there is no such run."""
+        first = references.allocate_run(self.byte, start, align, want)
+        return None if first < 0 else np.arange(first, first + want, dtype=FRAME_DTYPE)
+
+    def get(self, frames: Frames) -> None:
+        """One more reference on each of `frames`, which somebody already holds."""
+        at = 0
+        while (at := references.get_references(self.byte, frames, at, frames.size)) < frames.size:
+            self._get_many(int(frames[at]))
+            at += 1
+
+    def look_up(self, pte: NDArray[np.uint32], pages: NDArray[np.int64]) -> Frames:
+        """The frame behind each of `pages`, with one reference more; -1 where nothing is mapped."""
+        frames = np.empty(pages.size, FRAME_DTYPE)
+        at = 0
+        while (at := references.look_up(pte, pages, self.byte, frames, at, pages.size)) < pages.size:
+            frames[at] = int(pte[pages[at]]) - 1
+            self._get_many(int(frames[at]))
+            at += 1
+        return frames
+
+    def put(self, frames: Frames) -> int:
+        """Drop one reference each; the number of frames that are free now. Marks go with the last reference."""
+        return self.settle(frames, _NO_RC, clear_mark=False, drop=True)
+
+    def settle(self, frames: Frames, rc: NDArray[np.uint16], *, clear_mark: bool, drop: bool) -> int:
+        """After a call on `frames`: clear the mark where `rc` says done, drop one reference each (patch 02).
+
+        Raises
+        ------
+        ModelError
+            A reference is dropped that nobody holds.
+        """
+        freed, at, fault = references.settle(self.byte, frames, 0, frames.size, rc, clear_mark, drop)
+        while at < frames.size:
+            if fault:
+                raise ModelError(f"frame {frames[at]}: a reference was dropped twice")
+            self._settle_many(int(frames[at]), clear_mark and rc[at] == RC_DONE)
+            more, at, fault = references.settle(self.byte, frames, at + 1, frames.size, rc, clear_mark, drop)
+            freed += more
+        return int(freed)
+
+    def gather(
+        self, pte: NDArray[np.uint32], at: int, end: int, limit: int, frames: Frames | None = None
+    ) -> tuple[Frames, int]:
+        """Frames mapped by ``pte[at:end]``, at most `limit`, one reference each; and the next entry."""
+        if frames is None:
+            frames = np.empty(limit, FRAME_DTYPE)
+        count, at, overflow = references.gather(pte, at, end, self.byte, limit, frames)
+        while overflow:
+            frame = int(pte[at]) - 1
+            self._get_many(frame)
+            frames[count] = frame
+            more, at, overflow = references.gather(pte, at + 1, end, self.byte, limit - count - 1, frames[count + 1 :])
+            count += 1 + more
+        return frames[:count], int(at)
+
+    def freeze(self, frames: Frames, expected: NDArray[np.uint8]) -> tuple[NDArray[np.uint16], int]:
+        """Freeze those that have exactly the `expected` references, and mark them; (rc, how many). Semantics 2.5."""
+        rc = np.empty(frames.size, RC_DTYPE)
+        return rc, int(references.freeze(self.byte, frames, expected, 0, frames.size, rc))
+
+    def unfreeze(self, frames: Frames, expected: NDArray[np.uint8], rc: NDArray[np.uint16]) -> None:
+        """Undo :meth:`freeze` for those it froze."""
+        references.unfreeze(self.byte, frames, expected, 0, frames.size, rc)
+
+    def marked(self, frames: Frames) -> NDArray[np.bool_]:
+        """Which of `frames` may be secure, as far as the host knows."""
+        answer = np.empty(frames.size, np.bool_)
+        references.marked(self.byte, frames, MARK_SECURE, 0, frames.size, answer)
+        return answer
+
+    def set_writeback(self, frames: Frames, under_writeback: bool) -> None:
+        """Begin or end writing `frames` out; meanwhile none of them is imported (invariant 6)."""
+        with self._many_lock:
+            if under_writeback:
+                self.byte[frames] |= np.uint8(MARK_WRITEBACK)
+            else:
+                self.byte[frames] &= np.uint8(0xFF ^ MARK_WRITEBACK)
+
+    def reference_count(self, frame: int) -> int:
+        """References on one frame.
+
+        Raises
+        ------
+        FrameError
+            The frame lies outside the machine.
+        """
+        if not 0 <= frame < self.byte.size:
+            raise FrameError(f"frame {frame} lies outside a machine of {self.byte.size} frames")
+        count = int(self.byte[frame]) & REFERENCES
+        return self._many[frame] if count == REFERENCES_OVERFLOW else count
+
+    def _get_many(self, frame: int) -> None:
+        with self._many_lock:
+            if int(self.byte[frame]) & REFERENCES == REFERENCES_OVERFLOW:
+                self._many[frame] += 1
+            else:
+                self._many[frame] = REFERENCES_OVERFLOW
+                self.byte[frame] = (int(self.byte[frame]) & MARKS) | REFERENCES_OVERFLOW
+
+    def _settle_many(self, frame: int, clear_mark: bool) -> None:
+        with self._many_lock:
+            marks = int(self.byte[frame]) & (MARKS & ~MARK_SECURE if clear_mark else MARKS)
+            self._many[frame] -= 1
+            if self._many[frame] < REFERENCES_OVERFLOW:
+                del self._many[frame]
+                self.byte[frame] = marks | (REFERENCES_OVERFLOW - 1)
+            else:
+                self.byte[frame] = marks | REFERENCES_OVERFLOW

@@ -1,0 +1,99 @@
+"""What all Ultravisor calls share: finding the configuration, running kernels over many cores, counting."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lazypv.errors import FrameError
+from lazypv.ultravisor import vault
+from lazypv.ultravisor.answers import BulkAnswer
+from lazypv.ultravisor.firmware import Configuration, Firmware
+from lazypv.ultravisor.interface import (
+    CONV_TO_RC_NOT_MAPPED,
+    RC_ALREADY_IN,
+    RC_FOREIGN,
+    RC_INTEGRITY,
+    RC_NOT_UNPACKABLE,
+    RC_OUTSIDE,
+    UVC,
+)
+from lazypv_kernels.layout import (
+    KEY_SIZE,
+    RC_DTYPE,
+    TAG_SIZE,
+)
+from lazypv_kernels.workers import Workers
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Frames = NDArray[np.int64]
+    Pages = NDArray[np.int64]
+
+MAX_CPU_ID = 247
+_IMPORT_CODES = np.array(
+    [CONV_TO_RC_NOT_MAPPED, RC_OUTSIDE, RC_FOREIGN, RC_ALREADY_IN, RC_INTEGRITY, RC_NOT_UNPACKABLE], RC_DTYPE
+)
+_NO_KEY = np.zeros((1, KEY_SIZE), np.uint8)
+_NO_TAGS = np.zeros((0, TAG_SIZE), np.uint8)
+
+
+class Door:
+    """The firmware's door. Every call may be issued from any thread.
+
+    Attributes
+    ----------
+    issued : Counter of str
+        Calls issued so far, by interface name; a bulk call over k pages counts k.
+    useless : Counter of str
+        Those among them that found nothing to do.
+    """
+
+    def __init__(self, firmware: Firmware, workers: Workers) -> None:
+        vault.put(self, firmware)
+        self.feature_bits = firmware.feature_bits
+        self.max_cpu_id = MAX_CPU_ID
+        self.issued: Counter[str] = Counter()
+        self.useless: Counter[str] = Counter()
+        self._count_lock = threading.Lock()
+        self._workers = workers
+        self._initialised = False
+
+    def _configuration(self, handle: int) -> Configuration | None:
+        found = vault.firmware_of(self).configurations.get(handle)
+        return None if found is None or found.dying else found
+
+    def _checked(self, frames: Frames) -> Firmware:
+        firmware = vault.firmware_of(self)
+        if frames.size and (int(frames.min()) < 0 or int(frames.max()) >= firmware.state.size):
+            bad = int(frames.min()) if int(frames.min()) < 0 else int(frames.max())
+            raise FrameError(f"frame {bad} lies outside a machine of {firmware.state.size} frames")
+        return firmware
+
+    def _bulk(
+        self,
+        command: UVC,
+        column: NDArray[np.int64],
+        work: Callable[[int, int, NDArray[np.uint16], NDArray[np.int64]], Any],
+    ) -> BulkAnswer:
+        rc = np.empty(column.size, RC_DTYPE)
+        counts = self._workers.add_up(column.size, lambda first, last, into: work(first, last, rc, into))
+        answer = BulkAnswer(rc, counts)
+        self._count(command, column.size, answer.noop)
+        return answer
+
+    def _count(self, command: UVC, pages: int = 1, useless: int = 0) -> None:
+        with self._count_lock:
+            self.issued[command.name] += pages
+            if useless:
+                self.useless[command.name] += useless
+
+
+def all_refused(size: int, code: int) -> BulkAnswer:
+    counts = np.array([0, 0, 0, size], np.int64)
+    return BulkAnswer(np.full(size, code, RC_DTYPE), counts)

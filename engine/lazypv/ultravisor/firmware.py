@@ -1,0 +1,170 @@
+"""The firmware's own storage: what only the Ultravisor may look at."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lazypv_kernels.layout import (
+    DIR_CPUS,
+    DIR_PAGES,
+    DIR_RECORDS,
+    DIR_TAGS,
+    DIR_WORDS,
+    GUEST_PAGE_DTYPE,
+    KEY_SIZE,
+    OWNER_DTYPE,
+    SCRATCH_SIZE,
+    STATE_DTYPE,
+    TAG_SIZE,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lazypv.machine import AbsoluteStorage
+    from lazypv.ultravisor.header import ImageHeader
+
+
+@dataclass(eq=False)
+class SecureCpu:
+    """A secure CPU and the frames donated for it."""
+
+    handle: int
+    number: int
+    frames: NDArray[np.int64]
+    operating: bool = False
+
+
+@dataclass(eq=False)
+class Configuration:
+    """A secure configuration: one protected guest as the firmware sees it."""
+
+    slot: int
+    handle: int
+    pages: int
+    asce: int
+    translation: NDArray[np.uint32]
+    records: NDArray[np.uint64] | NDArray[np.uint8]
+    tags: NDArray[np.uint8]
+    donated: NDArray[np.int64]
+    table: NDArray[np.int64]
+    cpus: dict[int, SecureCpu] = field(default_factory=dict)
+    image: ImageHeader | None = None
+    unpacked: int = 0
+    verified: bool = False
+    dying: bool = False
+    in_flight: int = 0
+
+    def __repr__(self) -> str:
+        return f"Configuration(handle={self.handle:#x}, pages={self.pages}, cpus={len(self.cpus)})"
+
+
+class Firmware:
+    """Arrays, keys and configurations of the Ultravisor of one machine.
+
+    Attributes
+    ----------
+    state : uint8[n]
+        Page state and claim of each frame.
+    owner : uint16[n]
+        Slot of the configuration that owns it, 0 for none.
+    guest_page : uint32[n]
+        Guest page that it backs, while it is owned.
+    directory : uint64[slots * 4]
+        Where kernels find a configuration's records, tags, size and number of CPUs.
+    keys : uint8[slots, 32]
+        Sealing key of each configuration, fresh from the operating system at its creation.
+    """
+
+    def __init__(self, storage: AbsoluteStorage, slots: int, feature_bits: frozenset[int]) -> None:
+        pages = storage.pages
+        self.storage = storage
+        self.feature_bits = feature_bits
+        self.state: NDArray[np.uint8] = np.zeros(pages, STATE_DTYPE)
+        self.owner: NDArray[np.uint16] = np.zeros(pages, OWNER_DTYPE)
+        self.guest_page: NDArray[np.uint32] = np.zeros(pages, GUEST_PAGE_DTYPE)
+        self.directory: NDArray[np.uint64] = np.zeros((slots + 1) * DIR_WORDS, np.uint64)
+        self.keys: NDArray[np.uint8] = np.zeros((slots + 1, KEY_SIZE), np.uint8)
+        self.slots = slots
+        self.lock = threading.RLock()
+        self.configurations: dict[int, Configuration] = {}
+        self.cpus: dict[int, tuple[Configuration, SecureCpu]] = {}
+        self._generation = 0
+        self._scratch = threading.local()
+        self._all_scratch: list[NDArray[np.uint8]] = []
+
+    @property
+    def sealing(self) -> bool:
+        """Whether there are contents to seal, hence versions and tags."""
+        return self.storage.contents.shape[0] > 0
+
+    def scratch(self) -> NDArray[np.uint8]:
+        """This thread's two scratch pages: uint8[2 * SCRATCH_SIZE]."""
+        found = getattr(self._scratch, "pages", None)
+        if found is None:
+            found = self._scratch.pages = np.zeros(2 * SCRATCH_SIZE, np.uint8)
+            with self.lock:
+                self._all_scratch.append(found)
+        scratch: NDArray[np.uint8] = found
+        return scratch
+
+    def scratch_pages(self) -> list[NDArray[np.uint8]]:
+        """Scratch of all threads, for the search for remains."""
+        with self.lock:
+            return list(self._all_scratch)
+
+    def next_handle(self, slot: int) -> int:
+        """A 64-bit token that no earlier object of this machine had."""
+        self._generation += 1
+        return self._generation << 16 | slot
+
+    def free_slot(self) -> int | None:
+        """A slot without configuration, or None."""
+        taken = {configuration.slot for configuration in self.configurations.values()}
+        return next((slot for slot in range(1, self.slots + 1) if slot not in taken), None)
+
+    def enter(self, configuration: Configuration) -> None:
+        """Put a new configuration into the directory, under a fresh key."""
+        row = configuration.slot * DIR_WORDS
+        self.directory[row + DIR_RECORDS] = configuration.records.ctypes.data
+        self.directory[row + DIR_TAGS] = configuration.tags.ctypes.data
+        self.directory[row + DIR_PAGES] = configuration.pages
+        self.directory[row + DIR_CPUS] = 0
+        self.keys[configuration.slot] = np.frombuffer(os.urandom(KEY_SIZE), np.uint8)
+        self.configurations[configuration.handle] = configuration
+
+    def remove(self, configuration: Configuration) -> None:
+        """Forget a configuration, its key and its records."""
+        row = configuration.slot * DIR_WORDS
+        self.directory[row : row + DIR_WORDS] = 0
+        self.keys[configuration.slot] = 0
+        del self.configurations[configuration.handle]
+
+    def admit(self, handle: int) -> Configuration | None:
+        """Find a configuration for a call that may make pages its own: it is not destroyed meanwhile."""
+        with self.lock:
+            found = self.configurations.get(handle)
+            if found is None or found.dying:
+                return None
+            found.in_flight += 1
+            return found
+
+    def dismiss(self, configuration: Configuration) -> None:
+        """End a call begun with :meth:`admit`."""
+        with self.lock:
+            configuration.in_flight -= 1
+
+    def count_cpus(self, configuration: Configuration) -> None:
+        """Tell the kernels how many CPUs a configuration has: pages cannot be destroyed while there are any."""
+        self.directory[configuration.slot * DIR_WORDS + DIR_CPUS] = len(configuration.cpus)
+
+    def new_records(self, pages: int) -> tuple[NDArray[np.uint64] | NDArray[np.uint8], NDArray[np.uint8]]:
+        """Records and tags for a guest of `pages`: touched, and thus paid for, only where pages are exported."""
+        if self.sealing:
+            return np.zeros(pages, np.uint64), np.zeros((pages, TAG_SIZE), np.uint8)
+        return np.zeros(pages, np.uint8), np.zeros((0, TAG_SIZE), np.uint8)

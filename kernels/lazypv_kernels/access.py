@@ -1,0 +1,253 @@
+"""Accesses: guests and the host touch pages, by the decision table of semantics 7; share and pin.
+
+An access reads its mapping, holds the frame, reads mapping and owner again, touches, lets go. That is what makes
+unmapping safe: who clears the mapping and then finds the frame untouched knows that nobody writes to it any more.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lazypv_kernels.claims import BUSY, claim, let_go, publish, touch
+from lazypv_kernels.compiled import kernel
+from lazypv_kernels.layout import (
+    ASCE,
+    COUNT_BUSY,
+    COUNT_DONE,
+    COUNT_REFUSED,
+    NO_FRAME,
+    NS,
+    PAGE_SIZE,
+    PSH,
+    RC_BUSY,
+    RC_DONE,
+    SEC,
+    SHR,
+)
+from lazypv_kernels.native import load_acquire
+
+TRANSLATION = 0x11
+"""Program interruption: no mapping (page translation)."""
+SECURE_STORAGE_ACCESS = 0x3D
+NON_SECURE_STORAGE_ACCESS = 0x3E
+SECURE_STORAGE_VIOLATION = 0x3F
+NOTIFICATION = 0x6C
+"""Intercept 108: the guest takes back a page that the host has pinned."""
+
+LOAD = 0
+STORE_WORD = 1
+STORE_PAGE = 2
+COPY_PAGE = 3
+"""What an access does: read all of the page and hash it; write one word; write the whole page and one word in it; write
+the whole page as it is given."""
+
+_WORDS = PAGE_SIZE // 8
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+@kernel
+def verdict(seen, same_owner, same_page, protected):  # type: ignore[no-untyped-def]
+    """Interruption code of an access to a frame in state `seen`, 0 for none (semantics 7, decision table)."""
+    if not protected:
+        return 0 if seen == NS or seen == SHR or seen == PSH or seen == ASCE else SECURE_STORAGE_ACCESS
+    if seen == NS or seen == ASCE:
+        return NON_SECURE_STORAGE_ACCESS
+    if seen > PSH:
+        return SECURE_STORAGE_VIOLATION
+    if same_owner and same_page:
+        return 0
+    if seen == SEC or same_owner:
+        return SECURE_STORAGE_VIOLATION
+    return NON_SECURE_STORAGE_ACCESS
+
+
+@kernel
+def stamp_offset(page):  # type: ignore[no-untyped-def]
+    """Which 8-byte word of guest `page` carries its run's stamp: spread, so that half a cleared page does not hide it."""
+    return np.int64((np.uint64(page) * _MIX) >> np.uint64(55)) % _WORDS
+
+
+@kernel
+def hash_words(words, row):  # type: ignore[no-untyped-def]
+    """64-bit hash of row `row` of ``uint64[n, 512]``: four lanes, not cryptographic."""
+    a, b, c, d = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+    for k in range(0, _WORDS, 4):
+        a = (a ^ words[row, k]) * _MIX
+        b = (b ^ words[row, k + 1]) * _MIX
+        c = (c ^ words[row, k + 2]) * _MIX
+        d = (d ^ words[row, k + 3]) * _MIX
+        a ^= a >> np.uint64(29)
+        b ^= b >> np.uint64(31)
+        c ^= c >> np.uint64(27)
+        d ^= d >> np.uint64(33)
+    mixed = (a * _MIX ^ b) * _MIX ^ c
+    return mixed * _MIX ^ d
+
+
+@kernel
+def guest_access(
+    words, state, owner, guest_page, pte, slot, pages, operation, values, source, rows, first, last, code, counts
+):  # type: ignore[no-untyped-def]
+    """A guest touches its ``pages[first:last]``; slot 0 is a guest that is not protected.
+
+    words : uint64[n, 512], the contents as words (uint64[0, 512] without contents); pte : uint32[m];
+    values : uint64[k], LOAD: written, hash of the page; STORE_WORD, STORE_PAGE: the word at the page's stamp offset;
+    source : uint64[r, 512] and rows : int64[k], STORE_PAGE: what is written, a negative row is a page of zeroes;
+    code : uint16[k], written: RC_DONE, RC_BUSY, or the interruption.
+    """
+    for i in range(first, last):
+        page = pages[i]
+        entry = load_acquire(pte, page)
+        if entry == NO_FRAME:
+            code[i] = TRANSLATION
+            counts[COUNT_REFUSED] += 1
+            continue
+        frame = np.int64(entry) - 1
+        seen = touch(state, frame)
+        if seen == BUSY:
+            code[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+            continue
+        if load_acquire(pte, page) != entry:
+            let_go(state, frame)
+            code[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+            continue
+        why = verdict(seen, owner[frame] == slot, guest_page[frame] == page, slot != 0)
+        if why != 0:
+            let_go(state, frame)
+            code[i] = why
+            counts[COUNT_REFUSED] += 1
+            continue
+        if words.shape[0] > 0:
+            if operation == LOAD:
+                values[i] = hash_words(words, frame)
+            else:
+                if operation >= STORE_PAGE:
+                    if rows[i] >= 0:
+                        words[frame, :] = source[rows[i], :]
+                    else:
+                        words[frame, :] = 0
+                if operation != COPY_PAGE:
+                    words[frame, stamp_offset(page)] = values[i]
+        let_go(state, frame)
+        code[i] = RC_DONE
+        counts[COUNT_DONE] += 1
+
+
+@kernel
+def guest_share(state, owner, guest_page, pte, slot, pages, share, first, last, code, counts):  # type: ignore[no-untyped-def]
+    """SET_SHARED_ACCESS (`share`) or REMOVE_SHARED_ACCESS by the guest in `slot`, for ``pages[first:last]``.
+
+    code : uint16[k], written: RC_DONE, RC_BUSY, NOTIFICATION (pinned by the host), or the interruption of an access.
+    """
+    for i in range(first, last):
+        page = pages[i]
+        entry = load_acquire(pte, page)
+        if entry == NO_FRAME:
+            code[i] = TRANSLATION
+            counts[COUNT_REFUSED] += 1
+            continue
+        frame = np.int64(entry) - 1
+        seen = claim(state, frame)
+        if seen == BUSY:
+            code[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+            continue
+        if load_acquire(pte, page) != entry:
+            publish(state, frame, seen)
+            code[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+            continue
+        why = verdict(seen, owner[frame] == slot, guest_page[frame] == page, True)
+        after = seen
+        if why == 0:
+            if share and seen == SEC:
+                after = SHR
+            elif not share and seen == SHR:
+                after = SEC
+            elif not share and seen == PSH:
+                why = NOTIFICATION
+        publish(state, frame, after)
+        code[i] = RC_DONE if why == 0 else why
+        counts[COUNT_DONE if why == 0 else COUNT_REFUSED] += 1
+
+
+@kernel
+def pin_pages(state, refused_rc, frames, first, last, rc, counts):  # type: ignore[no-untyped-def]
+    """PIN_PAGE_SHARED for ``frames[first:last]``: shared becomes pinned; anything else is refused."""
+    for i in range(first, last):
+        seen = claim(state, frames[i])
+        if seen == BUSY:
+            rc[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+            continue
+        shared = seen == SHR or seen == PSH
+        publish(state, frames[i], PSH if shared else seen)
+        rc[i] = RC_DONE if shared else refused_rc
+        counts[COUNT_DONE if shared else COUNT_REFUSED] += 1
+
+
+@kernel
+def unpin_pages(state, owner, guest_page, pte, slot, not_mapped_rc, refused_rc, pages, first, last, rc, counts):  # type: ignore[no-untyped-def]
+    """UNPIN_PAGE_SHARED for guest ``pages[first:last]`` of `slot`: pinned becomes secure; anything else is refused."""
+    for i in range(first, last):
+        page = pages[i]
+        entry = load_acquire(pte, page) if 0 <= page < pte.size else np.uint32(NO_FRAME)
+        if entry == NO_FRAME:
+            rc[i] = not_mapped_rc
+            counts[COUNT_REFUSED] += 1
+            continue
+        frame = np.int64(entry) - 1
+        seen = claim(state, frame)
+        if seen == BUSY:
+            rc[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+            continue
+        pinned = seen == PSH and owner[frame] == slot and guest_page[frame] == page
+        publish(state, frame, SEC if pinned else seen)
+        rc[i] = RC_DONE if pinned else refused_rc
+        counts[COUNT_DONE if pinned else COUNT_REFUSED] += 1
+
+
+@kernel
+def host_clear(words, state, frames, first, last, code, counts):  # type: ignore[no-untyped-def]
+    """The host clears ``frames[first:last]``, as when it hands out fresh memory; 0x3d where it may not.
+
+    words : uint64[n, 512]; state : uint8[n]; code : uint16[k], written.
+    """
+    for i in range(first, last):
+        frame = frames[i]
+        seen = touch(state, frame)
+        if seen == BUSY:
+            code[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+            continue
+        why = verdict(seen, False, False, False)
+        if why == 0 and words.shape[0] > 0:
+            words[frame, :] = 0
+        let_go(state, frame)
+        code[i] = RC_DONE if why == 0 else why
+        counts[COUNT_DONE if why == 0 else COUNT_REFUSED] += 1
+
+
+@kernel
+def host_copy(contents, state, frames, buffer, write, first, last, code):  # type: ignore[no-untyped-def]
+    """The host copies pages out of ``frames[first:last]`` into ``buffer``, or into them if `write`.
+
+    contents : uint8[n, 4096]; buffer : uint8[k, 4096]; code : uint16[k], written: RC_DONE, RC_BUSY or 0x3d.
+    """
+    for i in range(first, last):
+        frame = frames[i]
+        seen = touch(state, frame)
+        if seen == BUSY:
+            code[i] = RC_BUSY
+            continue
+        why = verdict(seen, False, False, False)
+        if why == 0:
+            if write:
+                contents[frame, :] = buffer[i]
+            else:
+                buffer[i, :] = contents[frame]
+        let_go(state, frame)
+        code[i] = RC_DONE if why == 0 else why

@@ -1,0 +1,122 @@
+"""Claims: how one operation on a frame or on a record is made atomic among many threads.
+
+A frame is claimed by compare-and-swap on its state byte; owner, guest page and CPUs are read under the claim. Nothing
+waits for a claim while holding another: who finds one taken lets go and answers "busy".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lazypv_kernels.compiled import kernel
+from lazypv_kernels.layout import (
+    CLAIMED,
+    DIR_PAGES,
+    DIR_RECORDS,
+    DIR_WORDS,
+    RECORD_CLAIMED,
+    STATE_MASK,
+    TOUCH_MASK,
+    TOUCH_ONE,
+)
+from lazypv_kernels.native import (
+    compare_and_swap,
+    load_acquire,
+    load_byte_at,
+    load_word_at,
+    relax,
+    store_byte_at,
+    store_release,
+    store_word_at,
+    swap_byte_at,
+    swap_word_at,
+)
+
+BUSY = 0xFF
+"""What :func:`claim` says of a frame that somebody else has."""
+RECORD_BUSY = 0xFFFFFFFFFFFFFFFF
+"""What :func:`claim_record` says of a record that somebody else has."""
+TOUCH_TRIES = 1 << 10
+
+
+@kernel
+def claim(state, frame):  # type: ignore[no-untyped-def]
+    """Claim `frame` for a transition; its page state, or BUSY.
+
+    state : uint8[n], one element per host frame.
+    """
+    seen = load_acquire(state, frame)
+    while seen & (CLAIMED | TOUCH_MASK) == 0:
+        if compare_and_swap(state, frame, seen, np.uint8(seen | CLAIMED)):
+            return np.uint8(seen)
+        seen = load_acquire(state, frame)
+    return np.uint8(BUSY)
+
+
+@kernel
+def publish(state, frame, page_state):  # type: ignore[no-untyped-def]
+    """Let go of a claim; the frame is in `page_state` from now on."""
+    store_release(state, frame, np.uint8(page_state))
+
+
+@kernel
+def touch(state, frame):  # type: ignore[no-untyped-def]
+    """Hold `frame` for an access beside other accesses; its page state, or BUSY when a transition has it."""
+    for _ in range(TOUCH_TRIES):
+        seen = load_acquire(state, frame)
+        if seen & CLAIMED == 0 and seen & TOUCH_MASK != TOUCH_MASK:
+            if compare_and_swap(state, frame, seen, np.uint8(seen + TOUCH_ONE)):
+                return np.uint8(seen & STATE_MASK)
+        else:
+            relax()
+    return np.uint8(BUSY)
+
+
+@kernel
+def let_go(state, frame):  # type: ignore[no-untyped-def]
+    """End an access begun by :func:`touch`."""
+    seen = load_acquire(state, frame)
+    while not compare_and_swap(state, frame, seen, np.uint8(seen - TOUCH_ONE)):
+        seen = load_acquire(state, frame)
+
+
+@kernel
+def record_address(directory, slot, page, wide):  # type: ignore[no-untyped-def]
+    """Address of the record of (configuration in `slot`, guest `page`): eight bytes if `wide`, else one."""
+    return np.uint64(directory[slot * DIR_WORDS + DIR_RECORDS] + np.uint64(page) * np.uint64(8 if wide else 1))
+
+
+@kernel
+def has_page(directory, slot, page):  # type: ignore[no-untyped-def]
+    """Whether guest `page` lies inside the configuration's storage."""
+    return np.uint64(page) < directory[slot * DIR_WORDS + DIR_PAGES]
+
+
+@kernel
+def claim_record(directory, slot, page, wide):  # type: ignore[no-untyped-def]
+    """Claim a record; its word without the claim, or RECORD_BUSY.
+
+    directory : uint64[slots * DIR_WORDS].
+    """
+    address = record_address(directory, slot, page, wide)
+    if wide:
+        seen = load_word_at(address)
+        if seen & np.uint64(RECORD_CLAIMED) == np.uint64(0) and swap_word_at(
+            address, seen, seen | np.uint64(RECORD_CLAIMED)
+        ):
+            return seen
+    else:
+        byte = load_byte_at(address)
+        if byte & np.uint8(RECORD_CLAIMED) == 0 and swap_byte_at(address, byte, np.uint8(byte | RECORD_CLAIMED)):
+            return np.uint64(byte)
+    return np.uint64(RECORD_BUSY)
+
+
+@kernel
+def publish_record(directory, slot, page, wide, word):  # type: ignore[no-untyped-def]
+    """Let go of a record, which now says `word`."""
+    address = record_address(directory, slot, page, wide)
+    if wide:
+        store_word_at(address, np.uint64(word))
+    else:
+        store_byte_at(address, np.uint8(word))

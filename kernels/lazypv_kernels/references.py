@@ -1,0 +1,223 @@
+"""The host's byte of each frame: references, freeze, marks; and the page table entries that hold them.
+
+A free frame is a byte of zero, so the allocator is a search and freeing needs no list. A frozen frame has no references
+but bears the mark. 63 references mean "the side table knows": kernels stop there and leave the frame to Python.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lazypv_kernels.compiled import kernel
+from lazypv_kernels.layout import (
+    MARK_SECURE,
+    MARK_WRITEBACK,
+    MARKS,
+    NO_FRAME,
+    RC_BUSY,
+    RC_DONE,
+    REFERENCES,
+    REFERENCES_OVERFLOW,
+)
+from lazypv_kernels.native import compare_and_swap, exchange, load_acquire, relax
+
+TAKEN = 0
+FREE = 1
+OVERFLOW = 2
+"""Answers of :func:`get_reference`."""
+
+
+@kernel
+def get_reference(host, frame):  # type: ignore[no-untyped-def]
+    """One more reference on `frame`; waits while it is frozen, as the walker waits for the page table lock.
+
+    host : uint8[n]. TAKEN, FREE (nobody has it: the mapping is stale) or OVERFLOW (63: not taken).
+    """
+    while True:
+        seen = load_acquire(host, frame)
+        if seen == 0:
+            return FREE
+        if seen & REFERENCES == 0:
+            relax()
+            continue
+        if seen & REFERENCES >= REFERENCES_OVERFLOW - 1:
+            return OVERFLOW
+        if compare_and_swap(host, frame, seen, np.uint8(seen + 1)):
+            return TAKEN
+
+
+@kernel
+def get_references(host, frames, first, last):  # type: ignore[no-untyped-def]
+    """One more reference on each of ``frames[first:last]``; index of the first that has to go to the side table, or last."""
+    for i in range(first, last):
+        if get_reference(host, frames[i]) != TAKEN:
+            return i
+    return last
+
+
+@kernel
+def gather(pte, at, end, host, limit, frames):  # type: ignore[no-untyped-def]
+    """Present entries of ``pte[at:end]``, at most `limit`, one reference each.
+
+    pte : uint32[m]; frames : int64[limit], written. Returns (count, next entry, overflow): `overflow` is true when the
+    entry at `next` is present but its frame is left to the side table.
+    """
+    count = 0
+    for entry in range(at, end):
+        if count == limit:
+            return count, entry, False
+        value = load_acquire(pte, entry)
+        if value == NO_FRAME:
+            continue
+        answer = get_reference(host, np.int64(value) - 1)
+        if answer == OVERFLOW:
+            return count, entry, True
+        if answer == TAKEN:
+            frames[count] = np.int64(value) - 1
+            count += 1
+    return count, end, False
+
+
+@kernel
+def look_up(pte, pages, host, frames, first, last):  # type: ignore[no-untyped-def]
+    """The frame behind each of ``pages[first:last]``, with one reference more; -1 where there is none.
+
+    frames : int64[k], written. Gives the index where it stopped: `last`, or a frame of the side table.
+    """
+    for i in range(first, last):
+        page = pages[i]
+        frames[i] = -1
+        value = load_acquire(pte, page) if 0 <= page < pte.size else np.uint32(NO_FRAME)
+        if value == NO_FRAME:
+            continue
+        answer = get_reference(host, np.int64(value) - 1)
+        if answer == OVERFLOW:
+            return i
+        if answer == TAKEN:
+            frames[i] = np.int64(value) - 1
+    return last
+
+
+@kernel
+def settle(host, frames, first, last, rc, clear_mark, drop):  # type: ignore[no-untyped-def]
+    """After a call on ``frames[first:last]``: clear the mark where it succeeded, drop one reference each.
+
+    rc : uint16[k], the answers; clear_mark, drop : whether to. Returns (frames freed, index where it stopped, fault):
+    stopped early at a frame of the side table (fault false) or without a reference to drop (fault true).
+    """
+    freed = 0
+    for i in range(first, last):
+        frame = frames[i]
+        while True:
+            seen = load_acquire(host, frame)
+            after = seen
+            if clear_mark and rc[i] == RC_DONE:
+                after = after & ~np.uint8(MARK_SECURE)
+            if drop:
+                if seen & REFERENCES == REFERENCES_OVERFLOW:
+                    return freed, i, False
+                if seen & REFERENCES == 0:
+                    return freed, i, True
+                after = after - 1
+                if after & REFERENCES == 0:
+                    after = after & ~np.uint8(MARKS)
+            if compare_and_swap(host, frame, seen, np.uint8(after)):
+                break
+        if drop and after == 0:
+            freed += 1
+    return freed, last, False
+
+
+@kernel
+def freeze(host, frames, expected, first, last, rc):  # type: ignore[no-untyped-def]
+    """Freeze each of ``frames[first:last]`` that has exactly `expected` references, and set its mark (semantics 2.5).
+
+    expected : uint8[k]; rc : uint16[k], written: RC_DONE frozen, RC_BUSY somebody else holds it or writes it back.
+    Returns how many are frozen.
+    """
+    frozen = 0
+    for i in range(first, last):
+        frame = frames[i]
+        seen = load_acquire(host, frame)
+        rc[i] = RC_BUSY
+        if seen & MARK_WRITEBACK == 0 and seen & REFERENCES == expected[i] and expected[i] != 0:
+            if compare_and_swap(host, frame, seen, np.uint8(MARK_SECURE)):
+                rc[i] = RC_DONE
+                frozen += 1
+    return frozen
+
+
+@kernel
+def unfreeze(host, frames, expected, first, last, rc):  # type: ignore[no-untyped-def]
+    """Give the frozen ones among ``frames[first:last]`` (rc : RC_DONE) their `expected` references back."""
+    for i in range(first, last):
+        if rc[i] == RC_DONE:
+            exchange(host, frames[i], np.uint8(MARK_SECURE | expected[i]))
+
+
+@kernel
+def marked(host, frames, mark, first, last, answer):  # type: ignore[no-untyped-def]
+    """answer : uint8[k], written: whether each of ``frames[first:last]`` bears `mark`."""
+    for i in range(first, last):
+        answer[i] = load_acquire(host, frames[i]) & mark != 0
+
+
+@kernel
+def allocate(host, start, want, frames):  # type: ignore[no-untyped-def]
+    """Take up to `want` free frames with one reference each, searching from `start` around; (count, where it ended).
+
+    frames : int64[want], written.
+    """
+    count = 0
+    at = start
+    for _ in range(host.size):
+        if count == want:
+            break
+        if at >= host.size:
+            at = 0
+        if host[at] == 0 and compare_and_swap(host, at, np.uint8(0), np.uint8(1)):
+            frames[count] = at
+            count += 1
+        at += 1
+    return count, at
+
+
+@kernel
+def allocate_run(host, start, align, want):  # type: ignore[no-untyped-def]
+    """Take `want` consecutive free frames beginning at a multiple of `align`, at `start` or behind; the first, or -1."""
+    at = (start + align - 1) // align * align
+    while at + want <= host.size:
+        taken = 0
+        while taken < want and compare_and_swap(host, at + taken, np.uint8(0), np.uint8(1)):
+            taken += 1
+        if taken == want:
+            return at
+        for k in range(taken):
+            exchange(host, at + k, np.uint8(0))
+        at = (at + taken + align) // align * align
+    return -1
+
+
+@kernel
+def map_pages(pte, pages, frames, first, last, mapped):  # type: ignore[no-untyped-def]
+    """Enter ``frames[first:last]`` at ``pages``; mapped : uint8[k], written: 0 where another thread was first."""
+    for i in range(first, last):
+        mapped[i] = compare_and_swap(pte, pages[i], np.uint32(NO_FRAME), np.uint32(frames[i] + 1))
+
+
+@kernel
+def unmap(pte, at, end, limit, frames):  # type: ignore[no-untyped-def]
+    """Clear present entries of ``pte[at:end]``, at most `limit`; (count, next entry).
+
+    frames : int64[limit], written: the frames, whose mapping reference is now the caller's to drop.
+    """
+    count = 0
+    for entry in range(at, end):
+        if count == limit:
+            return count, entry
+        if pte[entry] != NO_FRAME:
+            value = exchange(pte, entry, np.uint32(NO_FRAME))
+            if value != NO_FRAME:
+                frames[count] = np.int64(value) - 1
+                count += 1
+    return count, end

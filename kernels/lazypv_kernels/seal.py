@@ -1,0 +1,276 @@
+"""Import and export: pages change hands, under the cipher where there are contents.
+
+Export is authenticated encryption, one pass, AEGIS-256 from libsodium. Nonce: guest page and version; the version goes
+up before the call and is never taken back. Import decrypts into a scratch page, verifies, copies on success, clears the
+scratch: a refused import leaves the host's ciphertext as it was.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lazypv_kernels.claims import BUSY, RECORD_BUSY, claim, claim_record, has_page, publish, publish_record
+from lazypv_kernels.compiled import kernel
+from lazypv_kernels.layout import (
+    ASCE,
+    COUNT_BUSY,
+    COUNT_DONE,
+    COUNT_NOOP,
+    COUNT_REFUSED,
+    DIR_EXPORTED,
+    DIR_TAGS,
+    DIR_WORDS,
+    NO_FRAME,
+    NO_OWNER,
+    NS,
+    PAGE_SIZE,
+    PSH,
+    RC_BUSY,
+    RC_DONE,
+    RECORD_IN,
+    RECORD_NEVER,
+    RECORD_OUT,
+    RECORD_OUT_SHARED,
+    RECORD_STATE,
+    RECORD_VERSION_ONE,
+    RECORD_VERSION_SHIFT,
+    SCRATCH_SIZE,
+    SEC,
+    SHR,
+    TAG_SIZE,
+)
+from lazypv_kernels.native import (
+    add_and_fetch_old,
+    address_of,
+    aegis256_decrypt,
+    aegis256_encrypt,
+    fence,
+    load_acquire,
+    load_byte_at,
+    store_byte_at,
+    stream_zero_page,
+)
+
+DOMAIN_LIVE = 1
+"""Live export; snapshots have keys and a domain of their own."""
+DOMAIN_IMAGE = 2
+"""Pages of a boot image."""
+
+
+@kernel
+def _write_nonce(nonce, page, version, domain):  # type: ignore[no-untyped-def]
+    """nonce : uint64[4]: guest page, version, domain, zero."""
+    nonce[0] = page
+    nonce[1] = version
+    nonce[2] = domain
+    nonce[3] = 0
+
+
+@kernel
+def seal_page(contents, frame, tag_address, nonce, keys, row, scratch):  # type: ignore[no-untyped-def]
+    """Encrypt row `frame` of `contents` in place; the tag goes to `tag_address`. scratch : uint8[SCRATCH_SIZE]."""
+    aegis256_encrypt(
+        address_of(scratch, 0), 0, address_of(contents, frame), PAGE_SIZE, 0, 0, 0, address_of(nonce, 0),
+        address_of(keys, row),
+    )  # fmt: skip
+    contents[frame, :] = scratch[:PAGE_SIZE]
+    for k in range(TAG_SIZE):
+        store_byte_at(tag_address + np.uint64(k), scratch[PAGE_SIZE + k])
+
+
+@kernel
+def open_page(contents, frame, tag_address, nonce, keys, row, scratch):  # type: ignore[no-untyped-def]
+    """Verify and decrypt row `frame` in place; false, and nothing changed, if the tag does not fit.
+
+    scratch : uint8[2 * SCRATCH_SIZE], clear again afterwards: no plain text outlives the call.
+    """
+    sealed = scratch[:SCRATCH_SIZE]
+    plain = scratch[SCRATCH_SIZE:]
+    sealed[:PAGE_SIZE] = contents[frame]
+    for k in range(TAG_SIZE):
+        sealed[PAGE_SIZE + k] = load_byte_at(tag_address + np.uint64(k))
+    answer = aegis256_decrypt(
+        address_of(plain, 0), 0, 0, address_of(sealed, 0), SCRATCH_SIZE, 0, 0, address_of(nonce, 0),
+        address_of(keys, row),
+    )  # fmt: skip
+    if answer == 0:
+        contents[frame, :] = plain[:PAGE_SIZE]
+    plain[:] = 0
+    return answer == 0
+
+
+@kernel
+def export_pages(
+    contents, state, owner, guest_page, directory, keys, wide, refused_rc, scratch, frames, first, last, rc, counts
+):  # type: ignore[no-untyped-def]
+    """CONV_FROM_SEC_STOR for ``frames[first:last]``, of any owners.
+
+    A secure page is sealed; a shared page is released as it is. guest_page : uint32[n]; keys : uint8[slots, 32];
+    wide : records are 8-byte words with versions; scratch : uint8[2 * SCRATCH_SIZE]; rc : uint16[k], written.
+    """
+    nonce = np.empty(4, np.uint64)
+    for i in range(first, last):
+        frame = frames[i]
+        seen = load_acquire(state, frame)
+        if seen == NS or seen == ASCE:
+            rc[i] = RC_DONE
+            counts[COUNT_NOOP] += 1
+            continue
+        seen = claim(state, frame)
+        if seen == BUSY:
+            rc[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+            continue
+        if seen == NS or seen == ASCE or seen > PSH:
+            publish(state, frame, seen)
+            refused = seen > PSH and seen != ASCE
+            rc[i] = refused_rc if refused else RC_DONE
+            counts[COUNT_REFUSED if refused else COUNT_NOOP] += 1
+            continue
+        slot, page = np.int64(owner[frame]), np.int64(guest_page[frame])
+        record = claim_record(directory, slot, page, wide)
+        if record == np.uint64(RECORD_BUSY):
+            publish(state, frame, seen)
+            rc[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+            continue
+        version = record & ~np.uint64(RECORD_STATE)
+        if seen == SEC:
+            where = RECORD_OUT
+            if wide:
+                version += np.uint64(RECORD_VERSION_ONE)
+                _write_nonce(nonce, page, version >> np.uint64(RECORD_VERSION_SHIFT), DOMAIN_LIVE)
+                tag_address = directory[slot * DIR_WORDS + DIR_TAGS] + np.uint64(page * TAG_SIZE)
+                seal_page(contents, frame, tag_address, nonce, keys, slot, scratch)
+        else:
+            where = RECORD_OUT_SHARED
+        # The record first: once the frame is free of its owner, the owner's records may be gone.
+        publish_record(directory, slot, page, wide, version | np.uint64(where))
+        add_and_fetch_old(directory, slot * DIR_WORDS + DIR_EXPORTED, np.uint64(1))
+        owner[frame] = NO_OWNER
+        publish(state, frame, NS)
+        rc[i] = RC_DONE
+        counts[COUNT_DONE] += 1
+
+
+@kernel
+def import_pages(
+    contents, state, owner, guest_page, directory, keys, wide, misc, codes, scratch, slot, pte,
+    image_key, image_tags, image_first, pages, first, last, rc, counts,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """CONV_TO_SEC_STOR, or UNPACK_IMG if there are image tags, for guest ``pages[first:last]`` of `slot`.
+
+    pte : uint32[m], the guest's address translation (frame + 1, 0 absent); pages : int64[k]; misc : feature bit 0;
+    codes : uint16[6], the answers (not mapped, outside, owned, already in, integrity, not to be unpacked);
+    image_key : uint8[1, 32]; image_tags : uint8[t, 32], tag t belongs to guest page image_first + t.
+    """
+    nonce = np.empty(4, np.uint64)
+    unpack = image_tags.shape[0] > 0
+    for i in range(first, last):
+        page = pages[i]
+        if page < 0 or page >= pte.size or not has_page(directory, slot, page):
+            rc[i] = codes[1]
+            counts[COUNT_REFUSED] += 1
+            continue
+        entry = load_acquire(pte, page)
+        if entry == NO_FRAME:
+            rc[i] = codes[0]
+            counts[COUNT_REFUSED] += 1
+            continue
+        record = claim_record(directory, slot, page, wide)
+        if record == np.uint64(RECORD_BUSY):
+            rc[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+            continue
+        frame = np.int64(entry) - 1
+        seen = claim(state, frame)
+        if seen == BUSY or load_acquire(pte, page) != entry:
+            if seen != BUSY:
+                publish(state, frame, seen)
+            publish_record(directory, slot, page, wide, record)
+            rc[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+            continue
+        where = record & np.uint64(RECORD_STATE)
+        version = record & ~np.uint64(RECORD_STATE)
+        if seen == SEC and owner[frame] == slot and guest_page[frame] == page:
+            answer, after = RC_DONE, seen
+        elif seen == SHR and owner[frame] != slot and misc:
+            # Feature bit 0: a shared page of another configuration changes owners with the import.
+            other, other_page = np.int64(owner[frame]), np.int64(guest_page[frame])
+            theirs = claim_record(directory, other, other_page, wide)
+            if theirs == np.uint64(RECORD_BUSY):
+                answer, after = RC_BUSY, seen
+            else:
+                word = (theirs & ~np.uint64(RECORD_STATE)) | np.uint64(RECORD_OUT_SHARED)
+                publish_record(directory, other, other_page, wide, word)
+                add_and_fetch_old(directory, other * DIR_WORDS + DIR_EXPORTED, np.uint64(1))
+                answer, after = RC_DONE, NS
+        elif seen != NS:
+            answer, after = np.int64(codes[2]), seen
+        else:
+            answer, after = RC_DONE, NS
+        if answer == RC_DONE and after == NS:
+            answer, after = _bring_in(
+                contents, frame, directory, slot, page, wide, keys, where, version, codes, nonce, scratch, unpack,
+                image_key, image_tags, image_first,
+            )  # fmt: skip
+        if answer == RC_DONE:
+            moved = seen != after or owner[frame] != slot
+            owner[frame] = slot
+            guest_page[frame] = page
+            record = version | np.uint64(RECORD_IN)
+            counts[COUNT_DONE if moved else COUNT_NOOP] += 1
+        elif answer == RC_BUSY:
+            counts[COUNT_BUSY] += 1
+        else:
+            counts[COUNT_REFUSED] += 1
+            if seen == SHR and after == NS:
+                owner[frame] = NO_OWNER
+        publish(state, frame, after)
+        publish_record(directory, slot, page, wide, record)
+        rc[i] = answer
+
+
+@kernel
+def _bring_in(
+    contents, frame, directory, slot, page, wide, keys, where, version, codes, nonce, scratch, unpack,
+    image_key, image_tags, image_first,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Give a claimed non-secure `frame` the content it has to have for the guest; (rc, page state afterwards)."""
+    if unpack:
+        index = page - image_first
+        if where != RECORD_NEVER or index < 0 or index >= image_tags.shape[0]:
+            return np.int64(codes[5]), NS
+        if wide:
+            _write_nonce(nonce, page, 0, DOMAIN_IMAGE)
+            if not open_page(contents, frame, address_of(image_tags, index), nonce, image_key, 0, scratch):
+                return np.int64(codes[4]), NS
+        return np.int64(RC_DONE), SEC
+    if where == RECORD_NEVER:
+        if wide:
+            stream_zero_page(contents, frame)
+            fence()
+        return np.int64(RC_DONE), SEC
+    if where == RECORD_OUT:
+        if wide:
+            _write_nonce(nonce, page, version >> np.uint64(RECORD_VERSION_SHIFT), DOMAIN_LIVE)
+            tag_address = directory[slot * DIR_WORDS + DIR_TAGS] + np.uint64(page * TAG_SIZE)
+            if not open_page(contents, frame, tag_address, nonce, keys, slot, scratch):
+                return np.int64(codes[4]), NS
+        return np.int64(RC_DONE), SEC
+    if where == RECORD_OUT_SHARED:
+        return np.int64(RC_DONE), SHR
+    return np.int64(codes[3]), NS
+
+
+@kernel
+def seal_image(contents, image_key, image_tags, image_first, scratch, first, last):  # type: ignore[no-untyped-def]
+    """What the owner of a guest does to a boot image: seal rows ``[first, last)`` of `contents` in place.
+
+    image_tags : uint8[t, 32], written; row r is guest page image_first + r.
+    """
+    nonce = np.empty(4, np.uint64)
+    for row in range(first, last):
+        _write_nonce(nonce, image_first + row, 0, DOMAIN_IMAGE)
+        seal_page(contents, row, address_of(image_tags, row), nonce, image_key, 0, scratch)

@@ -1,0 +1,168 @@
+"""Sweeps: destroy many frames, clean what a configuration has left, donate and give back storage."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lazypv_kernels.claims import BUSY, claim, publish
+from lazypv_kernels.compiled import kernel
+from lazypv_kernels.layout import (
+    ASCE,
+    COUNT_BUSY,
+    COUNT_DONE,
+    COUNT_NOOP,
+    COUNT_REFUSED,
+    DIR_CPUS,
+    DIR_WORDS,
+    DON_UV,
+    NO_OWNER,
+    NS,
+    PSH,
+    RC_BUSY,
+    RC_DONE,
+    SEC,
+)
+from lazypv_kernels.native import fence, load_acquire, stream_zero_page
+
+CHUNK = 64
+"""Frames claimed, then cleared, then published together: a locked instruction drains the streaming stores, so page by
+page reached 25 GB/s where 64 at a time reached 73."""
+
+
+@kernel
+def _clear_and_publish(contents, state, owner, held, taken):  # type: ignore[no-untyped-def]
+    """Clear the claimed frames ``held[:taken]``; only then let anybody see them as non-secure."""
+    if contents.shape[0] > 0:
+        for k in range(taken):
+            stream_zero_page(contents, held[k])
+        fence()
+    for k in range(taken):
+        owner[held[k]] = NO_OWNER
+        publish(state, held[k], NS)
+
+
+@kernel
+def destroy_pages(contents, state, owner, directory, refused_rc, frames, first, last, rc, counts):  # type: ignore[no-untyped-def]
+    """DESTR_SEC_STOR for ``frames[first:last]``.
+
+    contents : uint8[n, 4096], or uint8[0, 4096] in a machine without contents; state : uint8[n]; owner : uint16[n];
+    directory : uint64[slots * DIR_WORDS]; frames : int64[k]; rc : uint16[k], written; counts : int64[4], added to.
+    """
+    held = np.empty(CHUNK, np.int64)
+    taken = 0
+    for i in range(first, last):
+        frame = frames[i]
+        seen = load_acquire(state, frame)
+        if seen == NS or seen == ASCE:
+            rc[i] = RC_DONE
+            counts[COUNT_NOOP] += 1
+            continue
+        seen = claim(state, frame)
+        if seen == BUSY and taken > 0:
+            # It may be one of ours: a frame that stands twice in the batch is answered like two calls.
+            _clear_and_publish(contents, state, owner, held, taken)
+            taken = 0
+            seen = claim(state, frame)
+        if seen == BUSY:
+            rc[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+        elif seen == NS or seen == ASCE:
+            publish(state, frame, seen)
+            rc[i] = RC_DONE
+            counts[COUNT_NOOP] += 1
+        elif seen > PSH or load_acquire(directory, np.int64(owner[frame]) * DIR_WORDS + DIR_CPUS) != 0:
+            publish(state, frame, seen)
+            rc[i] = refused_rc
+            counts[COUNT_REFUSED] += 1
+        else:
+            held[taken] = frame
+            taken += 1
+            rc[i] = RC_DONE
+            counts[COUNT_DONE] += 1
+            if taken == CHUNK:
+                _clear_and_publish(contents, state, owner, held, taken)
+                taken = 0
+    _clear_and_publish(contents, state, owner, held, taken)
+
+
+@kernel
+def clean_configuration(contents, state, owner, slot, first, last, counts):  # type: ignore[no-untyped-def]
+    """Clear and release every frame of ``[first, last)`` that belongs to `slot`, donated storage included.
+
+    counts : int64[4], added to: done = guest pages, no-op = donated frames and marks, busy = claimed by somebody else.
+    The configuration is dying: no frame can become its own meanwhile, so an unclaimed look at `owner` misses nothing.
+    """
+    held = np.empty(CHUNK, np.int64)
+    taken = 0
+    for frame in range(first, last):
+        if owner[frame] != slot:
+            continue
+        seen = claim(state, frame)
+        if seen == BUSY:
+            counts[COUNT_BUSY] += 1
+            continue
+        if owner[frame] != slot:
+            publish(state, frame, seen)
+            continue
+        if seen == ASCE:
+            # The table itself is the host's: the mark goes, the content stays.
+            owner[frame] = NO_OWNER
+            publish(state, frame, NS)
+            counts[COUNT_NOOP] += 1
+            continue
+        counts[COUNT_DONE if seen <= PSH else COUNT_NOOP] += 1
+        held[taken] = frame
+        taken += 1
+        if taken == CHUNK:
+            _clear_and_publish(contents, state, owner, held, taken)
+            taken = 0
+    _clear_and_publish(contents, state, owner, held, taken)
+
+
+@kernel
+def donate(state, owner, frames, page_state, slot):  # type: ignore[no-untyped-def]
+    """Take all `frames` from the host as `page_state` of `slot`, or none; index of the first that cannot, or -1.
+
+    Donated frames must be non-secure, unmarked and held by nobody.
+    """
+    for i in range(frames.size):
+        seen = claim(state, frames[i])
+        if seen != NS:
+            if seen != BUSY:
+                publish(state, frames[i], seen)
+            for k in range(i):
+                publish(state, frames[k], NS)
+            return i
+    for i in range(frames.size):
+        owner[frames[i]] = slot
+        publish(state, frames[i], page_state)
+    return -1
+
+
+@kernel
+def give_back(contents, state, owner, frames):  # type: ignore[no-untyped-def]
+    """Clear donated `frames` and hand them to the host again. Nobody else has a claim on donated storage."""
+    for i in range(frames.size):
+        if claim(state, frames[i]) >= DON_UV:
+            if contents.shape[0] > 0:
+                stream_zero_page(contents, frames[i])
+                fence()
+            owner[frames[i]] = NO_OWNER
+            publish(state, frames[i], NS)
+
+
+@kernel
+def unshare_all(state, owner, slot, first, last, counts):  # type: ignore[no-untyped-def]
+    """SET_UNSHARE_ALL over frames ``[first, last)``: every shared page of `slot` is private again."""
+    for frame in range(first, last):
+        if owner[frame] != slot:
+            continue
+        seen = claim(state, frame)
+        if seen == BUSY:
+            counts[COUNT_BUSY] += 1
+        elif owner[frame] == slot and SEC < seen <= PSH:
+            publish(state, frame, SEC)
+            counts[COUNT_DONE] += 1
+        else:
+            publish(state, frame, seen)
+            counts[COUNT_NOOP] += 1
