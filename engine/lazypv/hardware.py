@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lazypv.errors import ProgramInterruption, SizeError
+from lazypv.errors import FrameError, ModelError, ProgramInterruption, SizeError
 from lazypv.machine import AbsoluteStorage, HostFrames
 from lazypv.sizes import PAGE_SIZE, parse_pages
 from lazypv.ultravisor import BulkAnswer, Ultravisor, vault
@@ -68,7 +68,7 @@ class Machine:
     Raises
     ------
     SizeError
-        Not a size, not in whole pages, or too small for the Ultravisor's own storage.
+        Not a size, not in whole pages, or no larger than the Ultravisor's own storage and the host's prefix area.
     MemoryShortageError
         More than the computer has.
     """
@@ -83,8 +83,7 @@ class Machine:
         uv_base_pages: int = UV_BASE_PAGES,
     ) -> None:
         pages = parse_pages(size)
-        if pages <= uv_base_pages:
-            raise SizeError(f"a machine of {pages} pages is too small: the Ultravisor takes {uv_base_pages} of them")
+        _require_room(pages, uv_base_pages)
         workers = Workers(threads)
         storage = AbsoluteStorage.own(pages, workers) if contents else AbsoluteStorage.none(pages)
         self._assemble(storage, workers, frozenset(feature_bits), uv_base_pages)
@@ -106,10 +105,12 @@ class Machine:
         Raises
         ------
         SizeError
-            The buffer cannot be used.
+            The buffer cannot be used, or is too small.
         """
+        storage = AbsoluteStorage.attach(buffer)
+        _require_room(storage.pages, uv_base_pages)
         machine = cls.__new__(cls)
-        machine._assemble(AbsoluteStorage.attach(buffer), Workers(threads), frozenset(feature_bits), uv_base_pages)
+        machine._assemble(storage, Workers(threads), frozenset(feature_bits), uv_base_pages)
         return machine
 
     def _assemble(
@@ -121,10 +122,11 @@ class Machine:
         self.frames = HostFrames(storage.pages)
         self.ultravisor = Ultravisor(Firmware(storage, MAX_CONFIGURATIONS, feature_bits), workers)
         # Frame 0 is the host's own prefix area: never guest memory, never donated.
-        self.frames.allocate_run(1)
+        prefix = self.frames.allocate_run(1)
         base = self.frames.allocate_run(uv_base_pages, start=storage.pages - uv_base_pages)
-        if base is None or not self.ultravisor.init_uv(base).ok:
-            raise SizeError(f"a machine of {storage.pages} pages has no room for the Ultravisor's {uv_base_pages}")
+        if prefix is None or base is None or not self.ultravisor.init_uv(base).ok:
+            raise ModelError("the Ultravisor did not get its storage although nobody else had any yet")
+        self.reserved: NDArray[np.int64] = np.concatenate([prefix, base])
 
     @property
     def size(self) -> int:
@@ -180,8 +182,15 @@ class Machine:
     def copy_pages(self, frames: NDArray[np.int64], buffer: NDArray[np.uint8], *, write: bool) -> NDArray[np.uint16]:
         """Copy whole pages out of `frames` into `buffer` (uint8[k, 4096]) or, with `write`, into them; codes per page.
 
-        A frame that is changing hands is waited for; one that may not be touched is left out, with code 0x3d.
+        A frame that is changing hands is waited for; one that may not be touched is left out, with code 0x3d. In a
+        machine without contents the codes are all there is.
+
+        Raises
+        ------
+        FrameError
+            A frame lies outside the machine.
         """
+        self._require_frames(frames)
         firmware = vault.firmware_of(self.ultravisor)
         code = np.zeros(frames.size, RC_DTYPE)
         todo = frames
@@ -199,7 +208,14 @@ class Machine:
         return code
 
     def clear_pages(self, frames: NDArray[np.int64]) -> BulkAnswer:
-        """The host clears whole frames, as when it hands out fresh memory; 0x3d for those it may not touch."""
+        """The host clears whole frames, as when it hands out fresh memory; 0x3d for those it may not touch.
+
+        Raises
+        ------
+        FrameError
+            A frame lies outside the machine.
+        """
+        self._require_frames(frames)
         firmware = vault.firmware_of(self.ultravisor)
         code = np.empty(frames.size, RC_DTYPE)
         counts = self.workers.add_up(
@@ -209,6 +225,11 @@ class Machine:
             ),
         )
         return BulkAnswer(code, counts)
+
+    def _require_frames(self, frames: NDArray[np.int64]) -> None:
+        if frames.size and not 0 <= int(frames.min()) <= int(frames.max()) < self.pages:
+            bad = int(frames.min()) if int(frames.min()) < 0 else int(frames.max())
+            raise FrameError(f"frame {bad} lies outside a machine of {self.pages} frames")
 
     # --- a guest's accesses --------------------------------------------------------------------------------------
 
@@ -232,7 +253,7 @@ class Machine:
         values : uint64[k]
             LOAD: written, a hash of the page. Else the word at the page's stamp offset.
         source, rows : uint64[r, 512], int64[k]
-            STORE_PAGE: the pages to copy from, and which; a negative row is a page of zeroes.
+            STORE_PAGE: the pages to copy from, and which; a negative row, or none at all, is a page of zeroes.
 
         Returns
         -------
@@ -244,7 +265,7 @@ class Machine:
         """
         firmware = vault.firmware_of(self.ultravisor)
         code = np.empty(pages.size, RC_DTYPE)
-        rows = pages if rows is None else rows
+        rows = np.full(pages.size, -1, np.int64) if rows is None else rows
         slot = NO_OWNER
         configuration = None
         if cpu.handle:
@@ -269,3 +290,11 @@ class Machine:
         finally:
             if configuration is not None:
                 firmware.dismiss(configuration)
+
+
+def _require_room(pages: int, uv_base_pages: int) -> None:
+    if pages <= uv_base_pages + 1:
+        raise SizeError(
+            f"a machine of {pages} pages is too small: the Ultravisor takes {uv_base_pages} of them, the host's prefix "
+            "area one, and nothing is left"
+        )

@@ -37,6 +37,14 @@ class Step(Generic[T]):
     def __await__(self) -> Generator[Step[T], T, T]:
         return (yield self)
 
+    @property
+    def label(self) -> str:
+        """What it is about, in the field's words."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.label})"
+
 
 class Lock:
     """A modelled lock, shared or exclusive; waiting texts are parked in order of arrival.
@@ -135,6 +143,10 @@ class Acquire(Step[None]):
         self.lock = lock
         self.shared = shared
 
+    @property
+    def label(self) -> str:
+        return self.lock.name
+
 
 class Release(Step[None]):
     """Give a modelled lock up."""
@@ -144,6 +156,10 @@ class Release(Step[None]):
     def __init__(self, lock: Lock, shared: bool) -> None:
         self.lock = lock
         self.shared = shared
+
+    @property
+    def label(self) -> str:
+        return self.lock.name
 
 
 class Touch(Step[None]):
@@ -155,6 +171,10 @@ class Touch(Step[None]):
         self.what = what
         self.name = name
         self.write = write
+
+    @property
+    def label(self) -> str:
+        return self.name
 
 
 class Bulk(Step[T]):
@@ -191,6 +211,10 @@ class Bulk(Step[T]):
         column: NDArray[np.int64] = self.columns[0]
         return column
 
+    @property
+    def label(self) -> str:
+        return self.name
+
 
 class Call(Step[T]):
     """One Ultravisor call, or named moment, that is not per page.
@@ -226,6 +250,10 @@ class Call(Step[T]):
         self.uvc = uvc
         self.pages_of = pages_of
 
+    @property
+    def label(self) -> str:
+        return self.name
+
 
 class Alloc(Step["T | None"]):
     """Memory, a record, a node: may fail, then the text gets None."""
@@ -235,6 +263,10 @@ class Alloc(Step["T | None"]):
     def __init__(self, what: str, operation: Callable[[], T | None]) -> None:
         self.what = what
         self.operation = operation
+
+    @property
+    def label(self) -> str:
+        return self.what
 
 
 class Wait(Step[None]):
@@ -250,6 +282,10 @@ class Wait(Step[None]):
         self.why = why
         self.outside = outside
 
+    @property
+    def label(self) -> str:
+        return self.why
+
 
 class Spawn(Step["Any | None"]):
     """A kernel thread that runs `text`; its handle, or None when there is no thread to be had."""
@@ -259,3 +295,7 @@ class Spawn(Step["Any | None"]):
     def __init__(self, name: str, text: Callable[[], Text[Any]]) -> None:
         self.name = name
         self.text = text
+
+    @property
+    def label(self) -> str:
+        return self.name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer
 from lazypv_kernels.claims import BUSY, claim, let_go, publish, touch
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
@@ -46,7 +47,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 @kernel
-def verdict(seen, same_owner, same_page, protected):  # type: ignore[no-untyped-def]
+def verdict(seen: Integer, same_owner: bool, same_page: bool, protected: bool) -> int:
     """Interruption code of an access to a frame in state `seen`, 0 for none (semantics 7, decision table)."""
     if not protected:
         return 0 if seen == NS or seen == SHR or seen == PSH or seen == ASCE else SECURE_STORAGE_ACCESS
@@ -62,13 +63,13 @@ def verdict(seen, same_owner, same_page, protected):  # type: ignore[no-untyped-
 
 
 @kernel
-def stamp_offset(page):  # type: ignore[no-untyped-def]
-    """Which 8-byte word of guest `page` carries its run's stamp: spread, so that half a cleared page does not hide it."""
+def stamp_offset(page: Integer) -> np.int64:
+    """Which 8-byte word of guest `page` carries its run's stamp: spread, so that half a cleared page hides none."""
     return np.int64((np.uint64(page) * _MIX) >> np.uint64(55)) % _WORDS
 
 
 @kernel
-def hash_words(words, row):  # type: ignore[no-untyped-def]
+def hash_words(words: U64, row: Integer) -> np.uint64:
     """64-bit hash of row `row` of ``uint64[n, 512]``: four lanes, not cryptographic."""
     a, b, c, d = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
     for k in range(0, _WORDS, 4):
@@ -85,9 +86,16 @@ def hash_words(words, row):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def entry_of(pte: U32, page: Integer) -> np.uint32:
+    """What the address translation says of guest `page`; outside of it nothing is mapped."""
+    return load_acquire(pte, page) if 0 <= page < pte.size else np.uint32(NO_FRAME)
+
+
+@kernel
 def guest_access(
-    words, state, owner, guest_page, pte, slot, pages, operation, values, source, rows, first, last, code, counts
-):  # type: ignore[no-untyped-def]
+    words: U64, state: U8, owner: U16, guest_page: U32, pte: U32, slot: Integer, pages: I64, operation: Integer,
+    values: U64, source: U64, rows: I64, first: Integer, last: Integer, code: U16, counts: I64,
+) -> None:  # fmt: skip
     """A guest touches its ``pages[first:last]``; slot 0 is a guest that is not protected.
 
     words : uint64[n, 512], the contents as words (uint64[0, 512] without contents); pte : uint32[m];
@@ -97,7 +105,7 @@ def guest_access(
     """
     for i in range(first, last):
         page = pages[i]
-        entry = load_acquire(pte, page)
+        entry = entry_of(pte, page)
         if entry == NO_FRAME:
             code[i] = TRANSLATION
             counts[COUNT_REFUSED] += 1
@@ -136,14 +144,17 @@ def guest_access(
 
 
 @kernel
-def guest_share(state, owner, guest_page, pte, slot, pages, share, first, last, code, counts):  # type: ignore[no-untyped-def]
+def guest_share(
+    state: U8, owner: U16, guest_page: U32, pte: U32, slot: Integer, pages: I64, share: bool, first: Integer,
+    last: Integer, code: U16, counts: I64,
+) -> None:  # fmt: skip
     """SET_SHARED_ACCESS (`share`) or REMOVE_SHARED_ACCESS by the guest in `slot`, for ``pages[first:last]``.
 
     code : uint16[k], written: RC_DONE, RC_BUSY, NOTIFICATION (pinned by the host), or the interruption of an access.
     """
     for i in range(first, last):
         page = pages[i]
-        entry = load_acquire(pte, page)
+        entry = entry_of(pte, page)
         if entry == NO_FRAME:
             code[i] = TRANSLATION
             counts[COUNT_REFUSED] += 1
@@ -160,7 +171,7 @@ def guest_share(state, owner, guest_page, pte, slot, pages, share, first, last, 
             counts[COUNT_BUSY] += 1
             continue
         why = verdict(seen, owner[frame] == slot, guest_page[frame] == page, True)
-        after = seen
+        after: Integer = seen
         if why == 0:
             if share and seen == SEC:
                 after = SHR
@@ -174,7 +185,7 @@ def guest_share(state, owner, guest_page, pte, slot, pages, share, first, last, 
 
 
 @kernel
-def pin_pages(state, refused_rc, frames, first, last, rc, counts):  # type: ignore[no-untyped-def]
+def pin_pages(state: U8, refused_rc: Integer, frames: I64, first: Integer, last: Integer, rc: U16, counts: I64) -> None:
     """PIN_PAGE_SHARED for ``frames[first:last]``: shared becomes pinned; anything else is refused."""
     for i in range(first, last):
         seen = claim(state, frames[i])
@@ -189,11 +200,14 @@ def pin_pages(state, refused_rc, frames, first, last, rc, counts):  # type: igno
 
 
 @kernel
-def unpin_pages(state, owner, guest_page, pte, slot, not_mapped_rc, refused_rc, pages, first, last, rc, counts):  # type: ignore[no-untyped-def]
+def unpin_pages(
+    state: U8, owner: U16, guest_page: U32, pte: U32, slot: Integer, not_mapped_rc: Integer, refused_rc: Integer,
+    pages: I64, first: Integer, last: Integer, rc: U16, counts: I64,
+) -> None:  # fmt: skip
     """UNPIN_PAGE_SHARED for guest ``pages[first:last]`` of `slot`: pinned becomes secure; anything else is refused."""
     for i in range(first, last):
         page = pages[i]
-        entry = load_acquire(pte, page) if 0 <= page < pte.size else np.uint32(NO_FRAME)
+        entry = entry_of(pte, page)
         if entry == NO_FRAME:
             rc[i] = not_mapped_rc
             counts[COUNT_REFUSED] += 1
@@ -211,7 +225,7 @@ def unpin_pages(state, owner, guest_page, pte, slot, not_mapped_rc, refused_rc, 
 
 
 @kernel
-def host_clear(words, state, frames, first, last, code, counts):  # type: ignore[no-untyped-def]
+def host_clear(words: U64, state: U8, frames: I64, first: Integer, last: Integer, code: U16, counts: I64) -> None:
     """The host clears ``frames[first:last]``, as when it hands out fresh memory; 0x3d where it may not.
 
     words : uint64[n, 512]; state : uint8[n]; code : uint16[k], written.
@@ -232,10 +246,13 @@ def host_clear(words, state, frames, first, last, code, counts):  # type: ignore
 
 
 @kernel
-def host_copy(contents, state, frames, buffer, write, first, last, code):  # type: ignore[no-untyped-def]
+def host_copy(
+    contents: U8, state: U8, frames: I64, buffer: U8, write: bool, first: Integer, last: Integer, code: U16
+) -> None:
     """The host copies pages out of ``frames[first:last]`` into ``buffer``, or into them if `write`.
 
-    contents : uint8[n, 4096]; buffer : uint8[k, 4096]; code : uint16[k], written: RC_DONE, RC_BUSY or 0x3d.
+    contents : uint8[n, 4096], or uint8[0, 4096], then nothing is copied; buffer : uint8[k, 4096]; code : uint16[k],
+    written: RC_DONE, RC_BUSY or 0x3d.
     """
     for i in range(first, last):
         frame = frames[i]
@@ -244,7 +261,7 @@ def host_copy(contents, state, frames, buffer, write, first, last, code):  # typ
             code[i] = RC_BUSY
             continue
         why = verdict(seen, False, False, False)
-        if why == 0:
+        if why == 0 and contents.shape[0] > 0:
             if write:
                 contents[frame, :] = buffer[i]
             else:

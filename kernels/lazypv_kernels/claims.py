@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lazypv_kernels.arrays import U8, U64, Integer
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
     CLAIMED,
@@ -40,7 +41,7 @@ TOUCH_TRIES = 1 << 10
 
 
 @kernel
-def claim(state, frame):  # type: ignore[no-untyped-def]
+def claim(state: U8, frame: Integer) -> np.uint8:
     """Claim `frame` for a transition; its page state, or BUSY.
 
     state : uint8[n], one element per host frame.
@@ -54,13 +55,13 @@ def claim(state, frame):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def publish(state, frame, page_state):  # type: ignore[no-untyped-def]
+def publish(state: U8, frame: Integer, page_state: Integer) -> None:
     """Let go of a claim; the frame is in `page_state` from now on."""
     store_release(state, frame, np.uint8(page_state))
 
 
 @kernel
-def touch(state, frame):  # type: ignore[no-untyped-def]
+def touch(state: U8, frame: Integer) -> np.uint8:
     """Hold `frame` for an access beside other accesses; its page state, or BUSY when a transition has it."""
     for _ in range(TOUCH_TRIES):
         seen = load_acquire(state, frame)
@@ -73,7 +74,7 @@ def touch(state, frame):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def let_go(state, frame):  # type: ignore[no-untyped-def]
+def let_go(state: U8, frame: Integer) -> None:
     """End an access begun by :func:`touch`."""
     seen = load_acquire(state, frame)
     while not compare_and_swap(state, frame, seen, np.uint8(seen - TOUCH_ONE)):
@@ -81,19 +82,19 @@ def let_go(state, frame):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def record_address(directory, slot, page, wide):  # type: ignore[no-untyped-def]
+def record_address(directory: U64, slot: Integer, page: Integer, wide: bool) -> np.uint64:
     """Address of the record of (configuration in `slot`, guest `page`): eight bytes if `wide`, else one."""
     return np.uint64(directory[slot * DIR_WORDS + DIR_RECORDS] + np.uint64(page) * np.uint64(8 if wide else 1))
 
 
 @kernel
-def has_page(directory, slot, page):  # type: ignore[no-untyped-def]
+def has_page(directory: U64, slot: Integer, page: Integer) -> bool:
     """Whether guest `page` lies inside the configuration's storage."""
-    return np.uint64(page) < directory[slot * DIR_WORDS + DIR_PAGES]
+    return bool(np.uint64(page) < directory[slot * DIR_WORDS + DIR_PAGES])
 
 
 @kernel
-def claim_record(directory, slot, page, wide):  # type: ignore[no-untyped-def]
+def claim_record(directory: U64, slot: Integer, page: Integer, wide: bool) -> np.uint64:
     """Claim a record; its word without the claim, or RECORD_BUSY.
 
     directory : uint64[slots * DIR_WORDS].
@@ -113,7 +114,7 @@ def claim_record(directory, slot, page, wide):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def publish_record(directory, slot, page, wide, word):  # type: ignore[no-untyped-def]
+def publish_record(directory: U64, slot: Integer, page: Integer, wide: bool, word: Integer) -> None:
     """Let go of a record, which now says `word`."""
     address = record_address(directory, slot, page, wide)
     if wide:

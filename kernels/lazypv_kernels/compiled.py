@@ -7,12 +7,13 @@ found; numba adds its version, the CPU and the signature.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
@@ -39,7 +40,7 @@ def cache_directory() -> Path:
     return (Path(chosen) if chosen else user_cache_path("lazypv")) / "kernels" / source_key()
 
 
-class _Locator(_CacheLocator):  # type: ignore[misc]
+class _Locator(_CacheLocator):
     def __init__(self, py_func: Callable[..., Any], py_file: str) -> None:
         self._name = f"{Path(py_file).stem}-{py_func.__code__.co_firstlineno}"
 
@@ -53,8 +54,8 @@ class _Locator(_CacheLocator):  # type: ignore[misc]
         return self._name
 
     @classmethod
-    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> _Locator | None:
-        locator = cls(py_func, py_file)
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> Any:
+        locator: Any = cls(py_func, py_file)
         try:
             locator.ensure_cache_path()
         except OSError:
@@ -62,24 +63,23 @@ class _Locator(_CacheLocator):  # type: ignore[misc]
         return locator
 
 
-class _CacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = (_Locator,)
+class _CacheImpl(CompileResultCacheImpl):
+    _locator_classes: Any = (_Locator,)
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
-    _impl_class = _CacheImpl
+class _Cache(FunctionCache):
+    _impl_class: Any = _CacheImpl
 
 
 def kernel(function: _F) -> _F:
     """Make `function` a kernel: ``nogil``, compiled on first call, cached by the sources of all kernels."""
-    dispatcher = numba.njit(nogil=True)(function)
-    try:
-        dispatcher._cache = _Cache(function)
-    except RuntimeError:
-        # No folder can be written: compile in each process rather than fail.
-        pass
+    dispatcher: Any = numba.njit(nogil=True)(function)
+    open_cache: Any = _Cache
+    # No folder can be written: compile in each process rather than fail.
+    with contextlib.suppress(RuntimeError):
+        dispatcher._cache = open_cache(function)
     KERNELS.append(dispatcher)
-    return dispatcher  # type: ignore[no-any-return]
+    return cast(_F, dispatcher)
 
 
 def compilations() -> int:

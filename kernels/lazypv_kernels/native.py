@@ -31,7 +31,7 @@ def _flat(array_type: Any) -> bool:
     return isinstance(array_type, types.Array) and array_type.ndim == 1 and array_type.layout == "C"
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def compare_and_swap(_context: Any, array: Any, index: Any, expected: Any, new: Any) -> Any:
     """``array[index]``: if it is `expected`, make it `new`; true when done. Sequentially consistent."""
     if not (_flat(array) and isinstance(array.dtype, types.Integer)):
@@ -46,7 +46,7 @@ def compare_and_swap(_context: Any, array: Any, index: Any, expected: Any, new: 
     return types.boolean(array, types.intp, element, element), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def exchange(_context: Any, array: Any, index: Any, new: Any) -> Any:
     """Put `new` into ``array[index]`` and give back what was there. Sequentially consistent."""
     if not _flat(array):
@@ -59,7 +59,7 @@ def exchange(_context: Any, array: Any, index: Any, new: Any) -> Any:
     return array.dtype(array, types.intp, array.dtype), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def add_and_fetch_old(_context: Any, array: Any, index: Any, value: Any) -> Any:
     """Add to ``array[index]`` and give back what was there before. Sequentially consistent."""
     if not _flat(array):
@@ -72,7 +72,7 @@ def add_and_fetch_old(_context: Any, array: Any, index: Any, value: Any) -> Any:
     return array.dtype(array, types.intp, array.dtype), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load_acquire(_context: Any, array: Any, index: Any) -> Any:
     """``array[index]`` as it is now: never hoisted out of a loop, nothing after it moves before it."""
     if not _flat(array):
@@ -86,7 +86,7 @@ def load_acquire(_context: Any, array: Any, index: Any) -> Any:
     return array.dtype(array, types.intp), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def store_release(_context: Any, array: Any, index: Any, value: Any) -> Any:
     """``array[index] = value``, after everything before it."""
     if not _flat(array):
@@ -100,7 +100,7 @@ def store_release(_context: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.intp, array.dtype), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def fence(_context: Any) -> Any:
     """Everything stored before, streaming stores included, is visible before anything stored after."""
 
@@ -111,7 +111,7 @@ def fence(_context: Any) -> Any:
     return types.void(), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def relax(_context: Any) -> Any:
     """A pause in a loop that waits for another core; a compiler barrier."""
 
@@ -129,7 +129,7 @@ def relax(_context: Any) -> Any:
     return types.void(), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def stream_zero_page(_context: Any, contents: Any, frame: Any) -> Any:
     """Clear row `frame` of ``uint8[n, 4096]`` with streaming stores; the caller fences before it publishes.
 
@@ -153,7 +153,7 @@ def stream_zero_page(_context: Any, contents: Any, frame: Any) -> Any:
     return types.void(contents, types.intp), codegen
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def address_of(_context: Any, array: Any, index: Any) -> Any:
     """Address of ``array[index]`` of a one-dimensional array, or of row `index` of a two-dimensional one."""
     if not (isinstance(array, types.Array) and array.ndim in (1, 2) and array.layout == "C"):
@@ -175,7 +175,7 @@ def _at(builder: Any, address: Any, bits: int) -> Any:
 
 
 def _load_at(kind: Any) -> Any:
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def load(_context: Any, address: Any) -> Any:
         def codegen(_c: Any, builder: Any, _signature: Any, args: Any) -> Any:
             return builder.load_atomic(_at(builder, args[0], kind.bitwidth), "acquire", kind.bitwidth // 8)
@@ -186,7 +186,7 @@ def _load_at(kind: Any) -> Any:
 
 
 def _store_at(kind: Any) -> Any:
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def store(_context: Any, address: Any, value: Any) -> Any:
         def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             builder.store_atomic(args[1], _at(builder, args[0], kind.bitwidth), "release", kind.bitwidth // 8)
@@ -198,7 +198,7 @@ def _store_at(kind: Any) -> Any:
 
 
 def _swap_at(kind: Any) -> Any:
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def swap(_context: Any, address: Any, expected: Any, new: Any) -> Any:
         def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             pointer = _at(builder, args[0], kind.bitwidth)

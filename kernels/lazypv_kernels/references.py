@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lazypv_kernels.arrays import I64, U8, U16, U32, Flags, Integer
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
     MARK_SECURE,
@@ -28,7 +29,7 @@ OVERFLOW = 2
 
 
 @kernel
-def get_reference(host, frame):  # type: ignore[no-untyped-def]
+def get_reference(host: U8, frame: Integer) -> int:
     """One more reference on `frame`; waits while it is frozen, as the walker waits for the page table lock.
 
     host : uint8[n]. TAKEN, FREE (nobody has it: the mapping is stale) or OVERFLOW (63: not taken).
@@ -47,8 +48,8 @@ def get_reference(host, frame):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def get_references(host, frames, first, last):  # type: ignore[no-untyped-def]
-    """One more reference on each of ``frames[first:last]``; index of the first that has to go to the side table, or last."""
+def get_references(host: U8, frames: I64, first: Integer, last: Integer) -> Integer:
+    """One more reference on each of ``frames[first:last]``; index of the first that it leaves to Python, or `last`."""
     for i in range(first, last):
         if get_reference(host, frames[i]) != TAKEN:
             return i
@@ -56,7 +57,7 @@ def get_references(host, frames, first, last):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def gather(pte, at, end, host, limit, frames):  # type: ignore[no-untyped-def]
+def gather(pte: U32, at: Integer, end: Integer, host: U8, limit: Integer, frames: I64) -> tuple[int, Integer, bool]:
     """Present entries of ``pte[at:end]``, at most `limit`, one reference each.
 
     pte : uint32[m]; frames : int64[limit], written. Returns (count, next entry, overflow): `overflow` is true when the
@@ -79,7 +80,7 @@ def gather(pte, at, end, host, limit, frames):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def look_up(pte, pages, host, frames, first, last):  # type: ignore[no-untyped-def]
+def look_up(pte: U32, pages: I64, host: U8, frames: I64, first: Integer, last: Integer) -> Integer:
     """The frame behind each of ``pages[first:last]``, with one reference more; -1 where there is none.
 
     frames : int64[k], written. Gives the index where it stopped: `last`, or a frame of the side table.
@@ -99,7 +100,9 @@ def look_up(pte, pages, host, frames, first, last):  # type: ignore[no-untyped-d
 
 
 @kernel
-def settle(host, frames, first, last, rc, clear_mark, drop):  # type: ignore[no-untyped-def]
+def settle(
+    host: U8, frames: I64, first: Integer, last: Integer, rc: U16, clear_mark: bool, drop: bool
+) -> tuple[int, Integer, bool]:
     """After a call on ``frames[first:last]``: clear the mark where it succeeded, drop one reference each.
 
     rc : uint16[k], the answers; clear_mark, drop : whether to. Returns (frames freed, index where it stopped, fault):
@@ -129,7 +132,24 @@ def settle(host, frames, first, last, rc, clear_mark, drop):  # type: ignore[no-
 
 
 @kernel
-def freeze(host, frames, expected, first, last, rc):  # type: ignore[no-untyped-def]
+def exchange_byte(host: U8, frame: Integer, seen: Integer, after: Integer) -> bool:
+    """Make the byte of `frame` `after` if it is still `seen`; how Python changes what kernels change beside it."""
+    return compare_and_swap(host, frame, np.uint8(seen), np.uint8(after))
+
+
+@kernel
+def mark_frames(host: U8, frames: I64, mark: Integer, on: bool, first: Integer, last: Integer) -> None:
+    """Set or clear `mark` on each of ``frames[first:last]``; references stay as they are."""
+    for i in range(first, last):
+        while True:
+            seen = load_acquire(host, frames[i])
+            after = seen | np.uint8(mark) if on else seen & ~np.uint8(mark)
+            if compare_and_swap(host, frames[i], seen, np.uint8(after)):
+                break
+
+
+@kernel
+def freeze(host: U8, frames: I64, expected: U8, first: Integer, last: Integer, rc: U16) -> int:
     """Freeze each of ``frames[first:last]`` that has exactly `expected` references, and set its mark (semantics 2.5).
 
     expected : uint8[k]; rc : uint16[k], written: RC_DONE frozen, RC_BUSY somebody else holds it or writes it back.
@@ -148,7 +168,7 @@ def freeze(host, frames, expected, first, last, rc):  # type: ignore[no-untyped-
 
 
 @kernel
-def unfreeze(host, frames, expected, first, last, rc):  # type: ignore[no-untyped-def]
+def unfreeze(host: U8, frames: I64, expected: U8, first: Integer, last: Integer, rc: U16) -> None:
     """Give the frozen ones among ``frames[first:last]`` (rc : RC_DONE) their `expected` references back."""
     for i in range(first, last):
         if rc[i] == RC_DONE:
@@ -156,14 +176,14 @@ def unfreeze(host, frames, expected, first, last, rc):  # type: ignore[no-untype
 
 
 @kernel
-def marked(host, frames, mark, first, last, answer):  # type: ignore[no-untyped-def]
-    """answer : uint8[k], written: whether each of ``frames[first:last]`` bears `mark`."""
+def marked(host: U8, frames: I64, mark: Integer, first: Integer, last: Integer, answer: Flags) -> None:
+    """answer : bool[k], written: whether each of ``frames[first:last]`` bears `mark`."""
     for i in range(first, last):
         answer[i] = load_acquire(host, frames[i]) & mark != 0
 
 
 @kernel
-def allocate(host, start, want, frames):  # type: ignore[no-untyped-def]
+def allocate(host: U8, start: Integer, want: Integer, frames: I64) -> tuple[int, Integer]:
     """Take up to `want` free frames with one reference each, searching from `start` around; (count, where it ended).
 
     frames : int64[want], written.
@@ -183,8 +203,8 @@ def allocate(host, start, want, frames):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def allocate_run(host, start, align, want):  # type: ignore[no-untyped-def]
-    """Take `want` consecutive free frames beginning at a multiple of `align`, at `start` or behind; the first, or -1."""
+def allocate_run(host: U8, start: Integer, align: Integer, want: Integer) -> Integer:
+    """Take `want` consecutive free frames, beginning at a multiple of `align` not before `start`; the first, or -1."""
     at = (start + align - 1) // align * align
     while at + want <= host.size:
         taken = 0
@@ -199,14 +219,14 @@ def allocate_run(host, start, align, want):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def map_pages(pte, pages, frames, first, last, mapped):  # type: ignore[no-untyped-def]
+def map_pages(pte: U32, pages: I64, frames: I64, first: Integer, last: Integer, mapped: U8) -> None:
     """Enter ``frames[first:last]`` at ``pages``; mapped : uint8[k], written: 0 where another thread was first."""
     for i in range(first, last):
         mapped[i] = compare_and_swap(pte, pages[i], np.uint32(NO_FRAME), np.uint32(frames[i] + 1))
 
 
 @kernel
-def unmap(pte, at, end, limit, frames):  # type: ignore[no-untyped-def]
+def unmap(pte: U32, at: Integer, end: Integer, limit: Integer, frames: I64) -> tuple[int, int]:
     """Clear present entries of ``pte[at:end]``, at most `limit`; (count, next entry).
 
     frames : int64[limit], written: the frames, whose mapping reference is now the caller's to drop.
@@ -220,4 +240,4 @@ def unmap(pte, at, end, limit, frames):  # type: ignore[no-untyped-def]
             if value != NO_FRAME:
                 frames[count] = np.int64(value) - 1
                 count += 1
-    return count, end
+    return count, int(end)

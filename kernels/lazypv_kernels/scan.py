@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lazypv_kernels.access import hash_words
+from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
     MARK_SECURE,
@@ -17,14 +18,14 @@ from lazypv_kernels.layout import (
 
 
 @kernel
-def census(state, owner, first, last, counts):  # type: ignore[no-untyped-def]
+def census(state: U8, owner: U16, first: Integer, last: Integer, counts: I64) -> None:
     """Frames of ``[first, last)`` by slot and page state. counts : int64[slots, 8], added to."""
     for frame in range(first, last):
         counts[owner[frame], state[frame] & STATE_MASK] += 1
 
 
 @kernel
-def count_owned(state, owner, slot, first, last):  # type: ignore[no-untyped-def]
+def count_owned(state: U8, owner: U16, slot: Integer, first: Integer, last: Integer) -> int:
     """Frames of ``[first, last)`` that are guest pages (secure, shared or pinned) of `slot`."""
     total = 0
     for frame in range(first, last):
@@ -34,7 +35,9 @@ def count_owned(state, owner, slot, first, last):  # type: ignore[no-untyped-def
 
 
 @kernel
-def count_owned_below(state, owner, guest_page, slot, limit, first, last):  # type: ignore[no-untyped-def]
+def count_owned_below(
+    state: U8, owner: U16, guest_page: U32, slot: Integer, limit: Integer, first: Integer, last: Integer
+) -> int:
     """The same, guest pages below `limit` only (invariant 22)."""
     total = 0
     for frame in range(first, last):
@@ -44,7 +47,7 @@ def count_owned_below(state, owner, guest_page, slot, limit, first, last):  # ty
 
 
 @kernel
-def count_broken_frames(state, owner, host, first, last, counts):  # type: ignore[no-untyped-def]
+def count_broken_frames(state: U8, owner: U16, host: U8, first: Integer, last: Integer, counts: I64) -> None:
     """Frames that contradict an invariant. counts : int64[4], added to.
 
     [0] free for the host but not non-secure (invariant 1); [1] secure without mark (2); [2] owned without owner, or
@@ -60,7 +63,9 @@ def count_broken_frames(state, owner, host, first, last, counts):  # type: ignor
 
 
 @kernel
-def count_double_owned(state, owner, guest_page, slot, seen_pages, first, last):  # type: ignore[no-untyped-def]
+def count_double_owned(
+    state: U8, owner: U16, guest_page: U32, slot: Integer, seen_pages: U8, first: Integer, last: Integer
+) -> int:
     """Guest pages of `slot` that two frames of ``[first, last)`` hold (invariant 4).
 
     seen_pages : uint8[pages of the guest], zero at the start, written.
@@ -76,7 +81,7 @@ def count_double_owned(state, owner, guest_page, slot, seen_pages, first, last):
 
 
 @kernel
-def count_references(host, pte, expected, first, last):  # type: ignore[no-untyped-def]
+def count_references(host: U8, pte: U32, expected: U8, first: Integer, last: Integer) -> int:
     """Add one to `expected` for each entry of ``pte[first:last]`` that maps a frame. expected : uint8[n]."""
     for entry in range(first, last):
         if pte[entry] != NO_FRAME:
@@ -85,7 +90,7 @@ def count_references(host, pte, expected, first, last):  # type: ignore[no-untyp
 
 
 @kernel
-def compare_references(host, expected, first, last, wrong):  # type: ignore[no-untyped-def]
+def compare_references(host: U8, expected: U8, first: Integer, last: Integer, wrong: I64) -> int:
     """Frames of ``[first, last)`` whose reference count is not `expected`; the first few go to wrong : int64[w]."""
     found = 0
     for frame in range(first, last):
@@ -97,7 +102,7 @@ def compare_references(host, expected, first, last, wrong):  # type: ignore[no-u
 
 
 @kernel
-def find_words(words, stamps, first, last, found):  # type: ignore[no-untyped-def]
+def find_words(words: U64, stamps: U64, first: Integer, last: Integer, found: I64) -> int:
     """Frames of ``[first, last)`` that hold one of `stamps` in any aligned word; how many.
 
     words : uint64[n, 512]; stamps : uint64[s], few; found : int64[f], the first few frames. Asks neither state nor
@@ -120,7 +125,7 @@ def find_words(words, stamps, first, last, found):  # type: ignore[no-untyped-de
 
 
 @kernel
-def hash_frames(words, first, last, hashes):  # type: ignore[no-untyped-def]
+def hash_frames(words: U64, first: Integer, last: Integer, hashes: U64) -> int:
     """hashes : uint64[n], written for frames ``[first, last)``."""
     for frame in range(first, last):
         hashes[frame] = hash_words(words, frame)
@@ -128,8 +133,11 @@ def hash_frames(words, first, last, hashes):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def find_hashes(words, table, first, last, found):  # type: ignore[no-untyped-def]
-    """Frames of ``[first, last)`` whose content hashes to a member of `table` (uint64[2**b], open addressing, 0 empty)."""
+def find_hashes(words: U64, table: U64, first: Integer, last: Integer, found: I64) -> int:
+    """Frames of ``[first, last)`` whose content hashes to a member of `table`; how many.
+
+    table : uint64[2**b], open addressing, 0 is an empty place; found : int64[f], the first few frames.
+    """
     hits = 0
     mask = np.uint64(table.size - 1)
     for frame in range(first, last):
@@ -146,7 +154,7 @@ def find_hashes(words, table, first, last, found):  # type: ignore[no-untyped-de
 
 
 @kernel
-def fill_hash_table(table, values):  # type: ignore[no-untyped-def]
+def fill_hash_table(table: U64, values: U64) -> int:
     """Enter `values` (uint64[k]) into an open-addressing `table` (uint64[2**b], at least twice as large, zeroed)."""
     mask = np.uint64(table.size - 1)
     for i in range(values.size):

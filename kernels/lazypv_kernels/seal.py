@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer
 from lazypv_kernels.claims import BUSY, RECORD_BUSY, claim, claim_record, has_page, publish, publish_record
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
@@ -58,7 +59,7 @@ DOMAIN_IMAGE = 2
 
 
 @kernel
-def _write_nonce(nonce, page, version, domain):  # type: ignore[no-untyped-def]
+def _write_nonce(nonce: U64, page: Integer, version: Integer, domain: Integer) -> None:
     """nonce : uint64[4]: guest page, version, domain, zero."""
     nonce[0] = page
     nonce[1] = version
@@ -67,7 +68,9 @@ def _write_nonce(nonce, page, version, domain):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def seal_page(contents, frame, tag_address, nonce, keys, row, scratch):  # type: ignore[no-untyped-def]
+def seal_page(
+    contents: U8, frame: Integer, tag_address: Integer, nonce: U64, keys: U8, row: Integer, scratch: U8
+) -> None:
     """Encrypt row `frame` of `contents` in place; the tag goes to `tag_address`. scratch : uint8[SCRATCH_SIZE]."""
     aegis256_encrypt(
         address_of(scratch, 0), 0, address_of(contents, frame), PAGE_SIZE, 0, 0, 0, address_of(nonce, 0),
@@ -79,7 +82,9 @@ def seal_page(contents, frame, tag_address, nonce, keys, row, scratch):  # type:
 
 
 @kernel
-def open_page(contents, frame, tag_address, nonce, keys, row, scratch):  # type: ignore[no-untyped-def]
+def open_page(
+    contents: U8, frame: Integer, tag_address: Integer, nonce: U64, keys: U8, row: Integer, scratch: U8
+) -> bool:
     """Verify and decrypt row `frame` in place; false, and nothing changed, if the tag does not fit.
 
     scratch : uint8[2 * SCRATCH_SIZE], clear again afterwards: no plain text outlives the call.
@@ -101,8 +106,9 @@ def open_page(contents, frame, tag_address, nonce, keys, row, scratch):  # type:
 
 @kernel
 def export_pages(
-    contents, state, owner, guest_page, directory, keys, wide, refused_rc, scratch, frames, first, last, rc, counts
-):  # type: ignore[no-untyped-def]
+    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, keys: U8, wide: bool, refused_rc: Integer,
+    scratch: U8, frames: I64, first: Integer, last: Integer, rc: U16, counts: I64,
+) -> None:  # fmt: skip
     """CONV_FROM_SEC_STOR for ``frames[first:last]``, of any owners.
 
     A secure page is sealed; a shared page is released as it is. guest_page : uint32[n]; keys : uint8[slots, 32];
@@ -155,9 +161,10 @@ def export_pages(
 
 @kernel
 def import_pages(
-    contents, state, owner, guest_page, directory, keys, wide, misc, codes, scratch, slot, pte,
-    image_key, image_tags, image_first, pages, first, last, rc, counts,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, keys: U8, wide: bool, misc: bool, codes: U16,
+    scratch: U8, slot: Integer, pte: U32, image_key: U8, image_tags: U8, image_first: Integer, pages: I64,
+    first: Integer, last: Integer, rc: U16, counts: I64,
+) -> None:  # fmt: skip
     """CONV_TO_SEC_STOR, or UNPACK_IMG if there are image tags, for guest ``pages[first:last]`` of `slot`.
 
     pte : uint32[m], the guest's address translation (frame + 1, 0 absent); pages : int64[k]; misc : feature bit 0;
@@ -193,28 +200,27 @@ def import_pages(
             continue
         where = record & np.uint64(RECORD_STATE)
         version = record & ~np.uint64(RECORD_STATE)
-        if seen == SEC and owner[frame] == slot and guest_page[frame] == page:
-            answer, after = RC_DONE, seen
-        elif seen == SHR and owner[frame] != slot and misc:
-            # Feature bit 0: a shared page of another configuration changes owners with the import.
-            other, other_page = np.int64(owner[frame]), np.int64(guest_page[frame])
-            theirs = claim_record(directory, other, other_page, wide)
-            if theirs == np.uint64(RECORD_BUSY):
-                answer, after = RC_BUSY, seen
-            else:
-                word = (theirs & ~np.uint64(RECORD_STATE)) | np.uint64(RECORD_OUT_SHARED)
-                publish_record(directory, other, other_page, wide, word)
-                add_and_fetch_old(directory, other * DIR_WORDS + DIR_EXPORTED, np.uint64(1))
-                answer, after = RC_DONE, NS
-        elif seen != NS:
-            answer, after = np.int64(codes[2]), seen
-        else:
-            answer, after = RC_DONE, NS
-        if answer == RC_DONE and after == NS:
+        # Feature bit 0: a shared page of another configuration changes owners with the import.
+        taken_over = misc and seen == SHR and owner[frame] != slot
+        other, other_page = np.int64(owner[frame]), np.int64(guest_page[frame])
+        theirs = claim_record(directory, other, other_page, wide) if taken_over else np.uint64(0)
+        answer: Integer = RC_DONE
+        after: Integer = seen
+        if theirs == np.uint64(RECORD_BUSY):
+            taken_over = False
+            answer = RC_BUSY
+        elif seen == NS or taken_over:
             answer, after = _bring_in(
                 contents, frame, directory, slot, page, wide, keys, where, version, codes, nonce, scratch, unpack,
                 image_key, image_tags, image_first,
             )  # fmt: skip
+        elif seen != SEC or owner[frame] != slot or guest_page[frame] != page:
+            answer = np.int64(codes[2])
+        if taken_over:
+            if answer == RC_DONE:
+                theirs = (theirs & ~np.uint64(RECORD_STATE)) | np.uint64(RECORD_OUT_SHARED)
+                add_and_fetch_old(directory, other * DIR_WORDS + DIR_EXPORTED, np.uint64(1))
+            publish_record(directory, other, other_page, wide, theirs)
         if answer == RC_DONE:
             moved = seen != after or owner[frame] != slot
             owner[frame] = slot
@@ -225,8 +231,7 @@ def import_pages(
             counts[COUNT_BUSY] += 1
         else:
             counts[COUNT_REFUSED] += 1
-            if seen == SHR and after == NS:
-                owner[frame] = NO_OWNER
+            after = seen
         publish(state, frame, after)
         publish_record(directory, slot, page, wide, record)
         rc[i] = answer
@@ -234,9 +239,10 @@ def import_pages(
 
 @kernel
 def _bring_in(
-    contents, frame, directory, slot, page, wide, keys, where, version, codes, nonce, scratch, unpack,
-    image_key, image_tags, image_first,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+    contents: U8, frame: Integer, directory: U64, slot: Integer, page: Integer, wide: bool, keys: U8, where: Integer,
+    version: Integer, codes: U16, nonce: U64, scratch: U8, unpack: bool, image_key: U8, image_tags: U8,
+    image_first: Integer,
+) -> tuple[Integer, Integer]:  # fmt: skip
     """Give a claimed non-secure `frame` the content it has to have for the guest; (rc, page state afterwards)."""
     if unpack:
         index = page - image_first
@@ -265,7 +271,9 @@ def _bring_in(
 
 
 @kernel
-def seal_image(contents, image_key, image_tags, image_first, scratch, first, last):  # type: ignore[no-untyped-def]
+def seal_image(
+    contents: U8, image_key: U8, image_tags: U8, image_first: Integer, scratch: U8, first: Integer, last: Integer
+) -> None:
     """What the owner of a guest does to a boot image: seal rows ``[first, last)`` of `contents` in place.
 
     image_tags : uint8[t, 32], written; row r is guest page image_first + r.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lazypv_kernels.arrays import I64, U8, U16, U64, Integer
 from lazypv_kernels.claims import BUSY, claim, publish
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
@@ -14,7 +15,6 @@ from lazypv_kernels.layout import (
     COUNT_REFUSED,
     DIR_CPUS,
     DIR_WORDS,
-    DON_UV,
     NO_OWNER,
     NS,
     PSH,
@@ -22,7 +22,7 @@ from lazypv_kernels.layout import (
     RC_DONE,
     SEC,
 )
-from lazypv_kernels.native import fence, load_acquire, stream_zero_page
+from lazypv_kernels.native import fence, load_acquire, relax, stream_zero_page
 
 CHUNK = 64
 """Frames claimed, then cleared, then published together: a locked instruction drains the streaming stores, so page by
@@ -30,7 +30,7 @@ page reached 25 GB/s where 64 at a time reached 73."""
 
 
 @kernel
-def _clear_and_publish(contents, state, owner, held, taken):  # type: ignore[no-untyped-def]
+def _clear_and_publish(contents: U8, state: U8, owner: U16, held: I64, taken: Integer) -> None:
     """Clear the claimed frames ``held[:taken]``; only then let anybody see them as non-secure."""
     if contents.shape[0] > 0:
         for k in range(taken):
@@ -42,7 +42,10 @@ def _clear_and_publish(contents, state, owner, held, taken):  # type: ignore[no-
 
 
 @kernel
-def destroy_pages(contents, state, owner, directory, refused_rc, frames, first, last, rc, counts):  # type: ignore[no-untyped-def]
+def destroy_pages(
+    contents: U8, state: U8, owner: U16, directory: U64, refused_rc: Integer, frames: I64, first: Integer,
+    last: Integer, rc: U16, counts: I64,
+) -> None:  # fmt: skip
     """DESTR_SEC_STOR for ``frames[first:last]``.
 
     contents : uint8[n, 4096], or uint8[0, 4096] in a machine without contents; state : uint8[n]; owner : uint16[n];
@@ -86,7 +89,9 @@ def destroy_pages(contents, state, owner, directory, refused_rc, frames, first, 
 
 
 @kernel
-def clean_configuration(contents, state, owner, slot, first, last, counts):  # type: ignore[no-untyped-def]
+def clean_configuration(
+    contents: U8, state: U8, owner: U16, slot: Integer, first: Integer, last: Integer, counts: I64
+) -> None:
     """Clear and release every frame of ``[first, last)`` that belongs to `slot`, donated storage included.
 
     counts : int64[4], added to: done = guest pages, no-op = donated frames and marks, busy = claimed by somebody else.
@@ -120,7 +125,7 @@ def clean_configuration(contents, state, owner, slot, first, last, counts):  # t
 
 
 @kernel
-def donate(state, owner, frames, page_state, slot):  # type: ignore[no-untyped-def]
+def donate(state: U8, owner: U16, frames: I64, page_state: Integer, slot: Integer) -> int:
     """Take all `frames` from the host as `page_state` of `slot`, or none; index of the first that cannot, or -1.
 
     Donated frames must be non-secure, unmarked and held by nobody.
@@ -140,19 +145,35 @@ def donate(state, owner, frames, page_state, slot):  # type: ignore[no-untyped-d
 
 
 @kernel
-def give_back(contents, state, owner, frames):  # type: ignore[no-untyped-def]
-    """Clear donated `frames` and hand them to the host again. Nobody else has a claim on donated storage."""
+def give_back(contents: U8, state: U8, owner: U16, frames: I64) -> None:
+    """Clear donated `frames` and hand them to the host again; a call or access that looks at one is waited for."""
     for i in range(frames.size):
-        if claim(state, frames[i]) >= DON_UV:
-            if contents.shape[0] > 0:
-                stream_zero_page(contents, frames[i])
-                fence()
-            owner[frames[i]] = NO_OWNER
-            publish(state, frames[i], NS)
+        _claim_own(state, frames[i])
+        if contents.shape[0] > 0:
+            stream_zero_page(contents, frames[i])
+            fence()
+        owner[frames[i]] = NO_OWNER
+        publish(state, frames[i], NS)
 
 
 @kernel
-def unshare_all(state, owner, slot, first, last, counts):  # type: ignore[no-untyped-def]
+def unmark(state: U8, owner: U16, frames: I64) -> None:
+    """Take the mark from the tables `frames`: they are plain pages of the host again."""
+    for i in range(frames.size):
+        _claim_own(state, frames[i])
+        owner[frames[i]] = NO_OWNER
+        publish(state, frames[i], NS)
+
+
+@kernel
+def _claim_own(state: U8, frame: Integer) -> None:
+    """Claim a `frame` that nobody else can take: others only look at it, and let go again without waiting."""
+    while claim(state, frame) == BUSY:
+        relax()
+
+
+@kernel
+def unshare_all(state: U8, owner: U16, slot: Integer, first: Integer, last: Integer, counts: I64) -> None:
     """SET_UNSHARE_ALL over frames ``[first, last)``: every shared page of `slot` is private again."""
     for frame in range(first, last):
         if owner[frame] != slot:

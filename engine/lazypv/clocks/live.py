@@ -2,6 +2,9 @@
 
 One mutex belongs to the texts: between two awaits a text runs alone. Bulk steps, calls and waits let go of it. Who has
 to wait is parked until the one who runs sees that it may go on; nobody is woken to find that nothing has changed.
+
+What a step raises is thrown into its text at that step and the text driven on, so that locks are given up by awaited
+steps. A text that breaks down in a way that no text may ends all others at their next step and poisons the clock.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from lazypv.errors import DeadlockError, LazyPVError, ModelError
+from lazypv.errors import DeadlockError, LazyPVError, MemoryShortageError, ModelError
 from lazypv.steps import Acquire, Alloc, Bulk, Call, Lock, Release, Spawn, Step, Text, Touch, Wait
 
 T = TypeVar("T")
@@ -52,13 +55,34 @@ class LongestHold:
     seconds: float = 0.0
 
 
+@dataclass
+class Hold:
+    """A lock that is held now: since when, and what was done under it."""
+
+    since: float
+    pages: int = 0
+    calls: int = 0
+
+
 @dataclass(eq=False)
 class Actor:
-    """A text being driven."""
+    """A text being driven.
+
+    Attributes
+    ----------
+    step : Step or None
+        What it awaited last.
+    unattended : bool
+        A kernel thread: nobody joins it, so what it breaks down with becomes everybody's business.
+    unwinding : bool
+        Being ended: it is asked for nothing more than to give up what it holds.
+    """
 
     name: str
-    signal: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    holds: dict[Lock, LongestHold] = field(default_factory=dict)
+    unattended: bool = False
+    signal: threading.Event = field(default_factory=threading.Event)
+    holds: dict[Lock, Hold] = field(default_factory=dict)
+    step: Step[Any] | None = None
     waits_for: str = ""
     waiting: Wait | None = None
     queued: Lock | None = None
@@ -67,6 +91,12 @@ class Actor:
     result: Any = None
     unwinding: bool = False
     done: bool = False
+    background: bool = False
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether it still waits for a lock."""
+        return self.queued is not None
 
     def __repr__(self) -> str:
         return self.name
@@ -79,8 +109,10 @@ class LiveClock:
     ----------
     timeline : list of Event or None
         Bulk steps and calls as they happened, while it is a list.
-    holds : dict of str to LongestHold
-        The longest hold of each modelled lock, by its name.
+    holds : dict of (str, str) to LongestHold
+        The longest hold of each modelled lock by each actor, by their names.
+    last_end : float
+        When the last text that another text had spawned ended.
     faults : callable or None
         Asked before each step that may fail; gives a :class:`Fault` to give back instead, or None.
     """
@@ -89,13 +121,15 @@ class LiveClock:
         self._mutex = threading.Lock()
         self._actors: list[Actor] = []
         self._parked: list[Actor] = []
+        self._ended: list[Actor] = []
         self._ending = False
         self._poison: LazyPVError | None = None
         self._began = time.perf_counter()
         self.timeline: list[Event] | None = None
-        self.holds: dict[str, LongestHold] = {}
+        self.holds: dict[tuple[str, str], LongestHold] = {}
+        self.last_end = 0.0
         self.faults: Callable[[Step[Any]], Fault | None] | None = None
-        self._perform: dict[type, Callable[[Actor, Any], Any]] = {
+        self._perform: dict[type[Step[Any]], Callable[[Actor, Any], Any]] = {
             Touch: self._touch,
             Acquire: self._acquire,
             Release: self._release,
@@ -123,7 +157,8 @@ class LiveClock:
             All texts wait for each other.
         """
         actor = Actor(name)
-        self._admit(actor)
+        with self._mutex:
+            self._admit(actor, text)
         self._drive(actor, text)
         if actor.error is not None:
             raise actor.error
@@ -131,11 +166,18 @@ class LiveClock:
         return result
 
     def spawn(self, text: Text[Any], name: str) -> Actor:
-        """Drive `text` in a thread of its own."""
+        """Drive `text` in a thread of its own.
+
+        Raises
+        ------
+        MemoryShortageError
+            The computer has no thread for it.
+        """
         actor = Actor(name)
-        actor.thread = threading.Thread(target=self._drive, args=(actor, text), name=f"lazypv-{name}")
-        self._admit(actor)
-        actor.thread.start()
+        with self._mutex:
+            self._admit(actor, text)
+            if not self._start(actor, text):
+                raise MemoryShortageError(f"the computer has no thread left for {name}")
         return actor
 
     def join(self, actors: list[Actor]) -> None:
@@ -143,6 +185,8 @@ class LiveClock:
         for actor in actors:
             if actor.thread is not None:
                 actor.thread.join()
+        with self._mutex:
+            self._ended = [actor for actor in self._ended if actor not in actors]
         for actor in actors:
             if actor.error is not None and not isinstance(actor.error, Cancelled):
                 raise actor.error
@@ -151,46 +195,70 @@ class LiveClock:
         """End all texts at their next step and join their threads."""
         with self._mutex:
             self._end()
-            threads = [actor.thread for actor in self._actors if actor.thread is not None]
+            threads = [actor.thread for actor in (*self._actors, *self._ended) if actor.thread is not None]
+            self._ended.clear()
         for thread in threads:
             thread.join()
+
+    def join_ended(self) -> None:
+        """Join the threads of background texts that have ended; raise what one of them broke down with."""
+        with self._mutex:
+            ended = list(self._ended)
+            self._ended.clear()
+        for actor in ended:
+            if actor.thread is not None:
+                actor.thread.join()
+        self.check()
 
     def check(self) -> None:
         """Raise what a text that ran in the background broke down with."""
         if self._poison is not None:
             raise self._poison
 
-    def _admit(self, actor: Actor) -> None:
-        with self._mutex:
-            if self._poison is not None:
-                raise self._poison
-            if self._ending:
-                raise ModelError(f"{actor.name} was started on a clock that has been stopped")
-            self._actors.append(actor)
+    def _admit(self, actor: Actor, text: Text[Any]) -> None:
+        refusal = self._poison
+        if refusal is None and self._ending:
+            refusal = ModelError(f"{actor.name} was started on a clock that has been stopped")
+        if refusal is not None:
+            text.close()
+            raise refusal
+        self._actors.append(actor)
+
+    def _start(self, actor: Actor, text: Text[Any]) -> bool:
+        actor.thread = threading.Thread(target=self._drive, args=(actor, text), name=f"lazypv-{actor.name}")
+        try:
+            actor.thread.start()
+        except RuntimeError:
+            self._actors.remove(actor)
+            text.close()
+            return False
+        return True
 
     def _drive(self, actor: Actor, text: Text[Any]) -> None:
-        self._mutex.acquire()
-        step: Step[Any] | None = None
         try:
+            self._take_mutex()
             actor.result = self._drive_locked(actor, text)
         except Cancelled as end:
             actor.error = self._poison or end
         except LazyPVError as error:
             actor.error = error
-            if isinstance(error, ModelError):
+            if isinstance(error, ModelError) or actor.unattended:
                 self._poisoned(error)
         except KeyboardInterrupt as error:
             actor.error = error
             self._end()
         except BaseException as error:
-            broken = ModelError(f"{actor.name} broke down in {step or actor.waits_for or 'its text'}: {error!r}")
-            broken.__cause__ = error
-            actor.error = broken
-            self._poisoned(broken)
+            if not actor.unwinding:
+                self._broke_down(actor, "after", error)
+            actor.error = self._poison
         finally:
             actor.done = True
             self._actors.remove(actor)
-            self._after_step()
+            if actor.thread is not None:
+                self._ended.append(actor)
+            if actor.unattended:
+                self.last_end = self.now()
+            self._wake()
             self._look_for_deadlock()
             self._mutex.release()
 
@@ -203,67 +271,105 @@ class LiveClock:
             except StopIteration as stop:
                 return stop.value
             thrown, value = None, None
-            kind = type(step)
-            actor.waits_for = kind.__name__
-            if self._ending and not actor.unwinding and kind is not Release:
+            actor.step = step
+            if self._parked:
+                self._wake()
+            if self._ending and not actor.unwinding and not isinstance(step, Release):
                 actor.unwinding = True
                 thrown = Cancelled()
                 continue
             try:
-                value = self._perform[kind](actor, step)
-            except (Cancelled, DeadlockError, KeyboardInterrupt) as error:
-                actor.unwinding = True
+                value = self._step(actor, step)
+            except LazyPVError as error:
+                actor.unwinding |= isinstance(error, ModelError)
                 thrown = error
+            except (Cancelled, KeyboardInterrupt) as error:
+                actor.unwinding = True
+                self._end()
+                thrown = error
+            except BaseException as error:
+                actor.unwinding = True
+                self._broke_down(actor, "in", error)
+                thrown = error
+
+    def _step(self, actor: Actor, step: Step[Any]) -> Any:
+        perform = self._perform.get(type(step))
+        if perform is None:
+            raise TypeError(f"{step!r} is not a step")
+        return perform(actor, step)
 
     def _end(self) -> None:
         self._ending = True
         for parked in self._parked:
-            parked.signal.release()
+            parked.signal.set()
+
+    def _broke_down(self, actor: Actor, where: str, error: BaseException) -> None:
+        place = "before its first step" if actor.step is None else f"{where} {actor.step}"
+        broken = ModelError(f"{actor.name} broke down {place}: {error!r}")
+        broken.__cause__ = error
+        self._poisoned(broken)
 
     def _poisoned(self, error: LazyPVError) -> None:
         if self._poison is None:
             self._poison = error
         self._end()
 
+    def _take_mutex(self) -> None:
+        """Take the mutex even if a person loses patience meanwhile; then say so."""
+        interruption: KeyboardInterrupt | None = None
+        while True:
+            try:
+                self._mutex.acquire()
+                break
+            except KeyboardInterrupt as error:
+                interruption = error
+        if interruption is not None:
+            raise interruption
+
     # --- steps ---------------------------------------------------------------------------------------------------
 
     def _touch(self, _actor: Actor, _step: Touch) -> None:
-        self._after_step()
+        """Whoever may go on now was woken when this step was awaited; nothing else happens at a touch."""
 
     def _acquire(self, actor: Actor, step: Acquire) -> None:
-        if not step.lock.try_take(actor, step.shared):
-            step.lock.queue.append((actor, step.shared))
-            actor.queued = step.lock
+        lock, shared = step.lock, step.shared
+        if not lock.try_take(actor, shared):
+            lock.queue.append((actor, shared))
+            actor.queued = lock
             try:
-                self._park(actor, f"{step.lock.name}, held by {step.lock.holders()}")
+                while actor.is_queued:
+                    self._park(actor, f"{lock.name}, held by {lock.holders()}")
             except BaseException:
-                if actor.queued is not None:
-                    step.lock.queue.remove((actor, step.shared))
+                if actor.is_queued:
+                    lock.queue.remove((actor, shared))
                     actor.queued = None
                 else:
-                    self._give_up(actor, step.lock, step.shared)
+                    lock.give_up(actor, shared)
+                self._grant(lock)
                 raise
-        actor.holds[step.lock] = LongestHold(seconds=time.perf_counter())
+        actor.holds[lock] = Hold(time.perf_counter())
 
     def _release(self, actor: Actor, step: Release) -> None:
         hold = actor.holds.pop(step.lock)
-        longest = self.holds.setdefault(step.lock.name, LongestHold())
+        longest = self.holds.setdefault((step.lock.name, actor.name), LongestHold())
         longest.pages = max(longest.pages, hold.pages)
         longest.calls = max(longest.calls, hold.calls)
-        longest.seconds = max(longest.seconds, time.perf_counter() - hold.seconds)
-        self._give_up(actor, step.lock, step.shared)
-        self._after_step()
+        longest.seconds = max(longest.seconds, time.perf_counter() - hold.since)
+        step.lock.give_up(actor, step.shared)
+        self._grant(step.lock)
 
     @staticmethod
-    def _give_up(actor: Actor, lock: Lock, shared: bool) -> None:
-        lock.give_up(actor, shared)
+    def _grant(lock: Lock) -> None:
+        """Give a lock to those in front of its queue who can have it now."""
         while (following := lock.next_in_queue()) is not None:
             following.queued = None
-            following.signal.release()
+            following.signal.set()
+
+    def _fault(self, step: Step[Any]) -> Fault | None:
+        return self.faults(step) if self.faults is not None else None
 
     def _bulk(self, actor: Actor, step: Bulk[Any]) -> Any:
-        fault = self.faults(step) if self.faults is not None else None
-        if fault is not None:
+        if (fault := self._fault(step)) is not None:
             return fault.value
         pages = step.pages
         for hold in actor.holds.values():
@@ -274,47 +380,40 @@ class LiveClock:
         try:
             answer = step.operation(*step.columns)
         finally:
-            self._mutex.acquire()
+            self._take_mutex()
         if self.timeline is not None:
             self.timeline.append(
                 Event(start, self.now(), actor.name, step.name, pages, answer.done, answer.noop, answer.refused)
             )
-        self._after_step()
         return answer
 
     def _call(self, actor: Actor, step: Call[Any]) -> Any:
-        fault = self.faults(step) if self.faults is not None else None
-        if fault is not None:
+        if (fault := self._fault(step)) is not None:
             return fault.value
         start = self.now()
         self._mutex.release()
         try:
             answer = step.operation()
         finally:
-            self._mutex.acquire()
+            self._take_mutex()
         pages = step.pages_of(answer)
         for hold in actor.holds.values():
             hold.pages += pages
             hold.calls += step.uvc
         if self.timeline is not None:
             self.timeline.append(Event(start, self.now(), actor.name, step.name, pages, pages, 0, 0))
-        self._after_step()
         return answer
 
     def _alloc(self, _actor: Actor, step: Alloc[Any]) -> Any:
-        fault = self.faults(step) if self.faults is not None else None
+        fault = self._fault(step)
         return fault.value if fault is not None else step.operation()
 
-    def _spawn(self, _actor: Actor, step: Spawn) -> Actor | None:
-        fault = self.faults(step) if self.faults is not None else None
-        if fault is not None:
-            value: Actor | None = fault.value
-            return value
-        actor = Actor(step.name)
-        actor.thread = threading.Thread(target=self._drive, args=(actor, step.text()), name=f"lazypv-{step.name}")
+    def _spawn(self, _actor: Actor, step: Spawn) -> Any:
+        if (fault := self._fault(step)) is not None:
+            return fault.value
+        actor = Actor(step.name, unattended=True)
         self._actors.append(actor)
-        actor.thread.start()
-        return actor
+        return actor if self._start(actor, step.text()) else None
 
     def _wait(self, actor: Actor, step: Wait) -> None:
         actor.waiting = step
@@ -328,34 +427,44 @@ class LiveClock:
 
     def _park(self, actor: Actor, why: str) -> None:
         """Sleep until somebody signals; raises when the clock has ended meanwhile."""
+        if actor.unwinding:
+            raise Cancelled
         actor.waits_for = why
         self._parked.append(actor)
-        self._look_for_deadlock()
-        timeout = OUTSIDE_POLL_SECONDS if actor.waiting is not None and actor.waiting.outside else None
-        self._mutex.release()
         try:
-            actor.signal.acquire(timeout=timeout)
+            self._look_for_deadlock()
+            timeout = OUTSIDE_POLL_SECONDS if actor.waiting is not None and actor.waiting.outside else None
+            self._mutex.release()
+            try:
+                actor.signal.wait(timeout)
+            finally:
+                self._take_mutex()
         finally:
-            self._mutex.acquire()
             self._parked.remove(actor)
-        if isinstance(self._poison, DeadlockError) and not actor.unwinding:
-            raise self._poison
-        if self._ending and not actor.unwinding:
-            raise Cancelled
+            actor.signal.clear()
+        if self._ending:
+            raise self._poison if isinstance(self._poison, DeadlockError) else Cancelled
 
-    def _after_step(self) -> None:
-        """Wake those whose condition holds now. The one who runs looks, so that nobody is woken for nothing."""
+    def _wake(self) -> None:
+        """Wake those who may go on now. The one who runs looks, so that nobody is woken for nothing."""
         for parked in self._parked:
-            if parked.waiting is not None and parked.waiting.condition():
-                parked.signal.release()
+            if parked.waiting is not None and self._may_go_on(parked):
+                parked.signal.set()
+
+    @staticmethod
+    def _may_go_on(parked: Actor) -> bool:
+        if parked.waiting is None:
+            return not parked.is_queued
+        try:
+            return parked.waiting.condition()
+        except Exception:  # whose condition it is will meet that too, and break down under the right name
+            return True
 
     def _look_for_deadlock(self) -> None:
         if not self._parked or len(self._parked) < len(self._actors) or self._ending:
             return
         for parked in self._parked:
-            granted = parked.queued is None and parked.waiting is None
-            waiting = parked.waiting
-            if granted or (waiting is not None and (waiting.outside or waiting.condition())):
+            if self._may_go_on(parked) or (parked.waiting is not None and parked.waiting.outside):
                 return
         cycle = "; ".join(f"{parked.name} waits for {parked.waits_for}" for parked in self._parked)
         self._poisoned(DeadlockError(f"all actors wait: {cycle}"))

@@ -1,7 +1,7 @@
 """The end of an address space: the last user leaves, mappings go, pages are exported or set aside.
 
-At process exit the address space dies before the VM's file is closed, hence while secure CPUs still live: nothing can be
-destroyed yet. Pages are set aside instead, one reference each, until the configuration has lost its CPUs (patch 09).
+At process exit the address space dies before the VM's file is closed, hence while secure CPUs still live: nothing can
+be destroyed yet. Pages are set aside instead, one reference each, until the configuration has lost its CPUs (patch 09).
 
 Source: semantics 4.9; invariants 26, 27, 37.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lazypv.errors import ModelError
 from lazypv.steps import Alloc, Bulk, Touch
 from lazypv.ultravisor import BulkAnswer
 from lazypv_kernels.layout import RC_DONE, RC_DTYPE
@@ -49,6 +50,8 @@ async def mmput(host: Host, mm: Mm, *, nobody_drains: bool = False) -> None:
 async def _drop_user(mm: Mm) -> bool:
     await Touch(mm, "mm_users", write=True)
     mm.users -= 1
+    if mm.users < 0:
+        raise ModelError("mm_users was dropped below zero")
     return mm.users == 0
 
 
@@ -69,8 +72,12 @@ async def exit_mmap(host: Host, mm: Mm) -> None:
 
 
 async def _must_export(mm: Mm) -> bool:
+    """Nobody will work off the list: its last cleaner has passed it, or none was left to come."""
     await Touch(mm, "pv_sync_destroy")
-    return mm.pv_sync_destroy
+    if mm.pv_sync_destroy:
+        return True
+    async with mm.set_aside.lock.exclusive():
+        return mm.to_drain == 0
 
 
 async def _set_aside(host: Host, mm: Mm, vma: Vma, at: int) -> int:
@@ -81,7 +88,7 @@ async def _set_aside(host: Host, mm: Mm, vma: Vma, at: int) -> int:
     """
     aside = mm.set_aside
     async with aside.lock.exclusive():
-        if aside.room:
+        if aside.room and mm.to_drain:
             frames, at = mm.unmap(vma, at, vma.pte.size, aside.room)
             node = aside.nodes[0]
             if frames.size:
@@ -92,9 +99,17 @@ async def _set_aside(host: Host, mm: Mm, vma: Vma, at: int) -> int:
         await host.pages.export_and_put(frames)
         fresh = await Alloc("list node", aside.new_node)
         if fresh is not None:
-            async with aside.lock.exclusive():
-                aside.nodes.appendleft(fresh)
+            await _link(mm, fresh)
     return at
+
+
+async def _link(mm: Mm, node: Node) -> None:
+    """Put an empty node at the head of the list, unless nobody will come for it any more."""
+    async with mm.set_aside.lock.exclusive():
+        if mm.to_drain:
+            mm.set_aside.nodes.appendleft(node)
+            return
+    mm.set_aside.free_node(node)
 
 
 def _write_down(host: Host, node: Node, frames: NDArray[np.int64]) -> BulkAnswer:
@@ -129,6 +144,7 @@ async def drain_set_aside(pages: SecurePages, mm: Mm, account: str) -> None:
     async with aside.lock.exclusive():
         nodes = list(aside.nodes)
         aside.nodes.clear()
+        mm.to_drain -= 1
     for node in nodes:
         frames = node.frames
         rc = await pages.destroy_kept(frames, account)
@@ -137,15 +153,12 @@ async def drain_set_aside(pages: SecurePages, mm: Mm, account: str) -> None:
         if refused.size:
             await _refused_on_the_list(pages, mm, refused)
         aside.free_node(node)
-    async with aside.lock.exclusive():
-        mm.to_drain -= 1
 
 
 async def _refused_on_the_list(pages: SecurePages, mm: Mm, frames: NDArray[np.int64]) -> None:
     aside = mm.set_aside
     async with aside.lock.exclusive():
-        others = mm.to_drain > 1
-        if others:
+        if mm.to_drain:
             todo = frames
             while todo.size:
                 node = aside.nodes[0] if aside.room else aside.new_node()
@@ -161,4 +174,4 @@ async def _refused_on_the_list(pages: SecurePages, mm: Mm, frames: NDArray[np.in
         done = rc == RC_DONE
         pages.frames.put(frames[done])
         pages.ledger.add("set_aside", int(np.count_nonzero(done)))
-        pages.ledger.add("leaked_on_the_list", int(np.count_nonzero(~done)))
+        pages.ledger.leak("page that could be neither destroyed nor exported", frames[~done])

@@ -14,7 +14,7 @@ import numpy as np
 
 from lazypv.errors import LazyPVError, MemoryShortageError
 from lazypv.host.secure_pages import FREEZE_FAILED
-from lazypv.steps import Alloc, Bulk
+from lazypv.steps import Alloc
 from lazypv.ultravisor.interface import (
     CONV_TO_RC_NOT_MAPPED,
     ICPT_VALIDITY,
@@ -64,9 +64,9 @@ async def page_fault(vm: Vm, pages: Pages) -> None:
             raise MemoryShortageError(
                 f"the machine has {kernel.frames.free()} free frames, but the guest touched {pages.size} new pages"
             )
-        answer = await Bulk("clear fresh pages", kernel.machine.clear_pages, frames)
-        if not answer.all_done:
-            await _secure_page_from_the_allocator(vm, frames[answer.rc != RC_DONE])
+        code = await kernel.clear_fresh(frames)
+        if np.any(code != RC_DONE):
+            await _secure_page_from_the_allocator(vm, frames[code != RC_DONE])
         mapped = np.empty(pages.size, np.uint8)
         references.map_pages(vm.gmap.pte, pages, frames, 0, pages.size, mapped)
         if not mapped.all():
@@ -99,11 +99,12 @@ async def guest_access(vm: Vm, pages: Pages) -> None:
         if not vm.is_backed(pages).all():
             bad = int(pages[~vm.is_backed(pages)][0])
             raise _killed(PGM_SECURE_STORAGE_ACCESS, bad, "the address has no translation")
-        frames = _look_up(kernel, vm, pages)
+        found, frames = _look_up(kernel, vm, pages)
         code = await kernel.make_accessible(frames)
         kernel.frames.put(frames)
     if np.any(code != RC_DONE):
-        raise _killed(PGM_SECURE_STORAGE_ACCESS, int(pages[0]), "the page could not be made accessible")
+        bad = int(found[code != RC_DONE][0])
+        raise _killed(PGM_SECURE_STORAGE_ACCESS, bad, "the page could not be made accessible")
 
 
 async def non_secure(vm: Vm, pages: Pages) -> None:
@@ -130,7 +131,7 @@ async def import_pages(vm: Vm, pages: Pages, call: Callable[[Pages], object], co
             await page_fault(vm, absent)
         held = todo[rc == FREEZE_FAILED]
         if held.size:
-            await kernel.wait_for_references(vm.gmap, held)
+            await kernel.wait_for_import(vm.gmap, held)
         todo = todo[rc != RC_DONE]
 
 
@@ -144,12 +145,12 @@ async def violation(vm: Vm, pages: Pages) -> None:
     if not kernel.series.handle_violations:
         raise _killed(PGM_SECURE_STORAGE_VIOLATION, int(pages[0]), "secure storage violation, no handler")
     async with vm.mm.mmap_lock.shared():
-        frames = _look_up(kernel, vm, pages)
+        found, frames = _look_up(kernel, vm, pages)
         code = await kernel.destroy_or_export(frames)
         kernel.frames.put(frames)
     if np.any(code != RC_DONE):
-        at = int(np.flatnonzero(code != RC_DONE)[0])
-        raise _killed(PGM_SECURE_STORAGE_VIOLATION, int(pages[at]), "the page could be neither destroyed nor exported")
+        bad = int(found[code != RC_DONE][0])
+        raise _killed(PGM_SECURE_STORAGE_VIOLATION, bad, "the page could be neither destroyed nor exported")
 
 
 async def validity(vm: Vm, pages: Pages) -> None:
@@ -157,10 +158,12 @@ async def validity(vm: Vm, pages: Pages) -> None:
     raise ProcessKilledError("validity intercept", f"SIE entry for guest page {int(pages[0]):#x}")
 
 
-def _look_up(kernel: SecurePages, vm: Vm, pages: Pages) -> NDArray[np.int64]:
-    """Frames behind `pages` with one reference each; absent ones are left out, the guest will come again."""
-    frames = kernel.frames.look_up(vm.gmap.pte, np.unique(pages))
-    return frames[frames >= 0]
+def _look_up(kernel: SecurePages, vm: Vm, pages: Pages) -> tuple[Pages, NDArray[np.int64]]:
+    """Which of `pages` are mapped, and their frames with one reference each; for absent ones the guest comes again."""
+    pages = np.unique(pages)
+    frames = kernel.frames.look_up(vm.gmap.pte, pages)
+    present = frames >= 0
+    return pages[present], frames[present]
 
 
 HANDLERS: dict[int, Callable[[Vm, Pages], Awaitable[None]]] = {

@@ -128,15 +128,16 @@ class Gmap:
         return True
 
     async def restore_asce(self, old: CrstTable) -> None:
-        """Undo :meth:`replace_asce`: `old` is in use and on the list again, the copy is freed (D5)."""
+        """Nobody took `old` over: it is in use and on the list again, and what had replaced it is freed (D5)."""
         async with self.guest_table_lock.exclusive():
             new = self.table
-            self.crst_list.remove(new)
-            self.asce = (self.asce & ~ASCE_ORIGIN) | old.origin
-            self.mm.gmap_asce = self.asce
-            self.table = old
+            if new is not old:
+                self.crst_list.remove(new)
+                self.free_table(new)
+                self.asce = (self.asce & ~ASCE_ORIGIN) | old.origin
+                self.mm.gmap_asce = self.asce
+                self.table = old
             self.crst_list.append(old)
-        self.free_table(new)
 
     def free_table(self, table: CrstTable) -> None:
         """Give a table's pages back to the allocator."""

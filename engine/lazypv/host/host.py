@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from lazypv.errors import UsageError
+from lazypv.host.gmap import CRST_ALLOC_PAGES
 from lazypv.host.kvm import Protected, StorageSizes
 from lazypv.host.ledger import Ledger
 from lazypv.host.secure_pages import SecurePages
@@ -14,7 +15,7 @@ from lazypv.host.teardown import SeriesTeardown
 from lazypv.host.vm import Process, Vm
 from lazypv.host.walk import LIVE_BATCH, Throttle
 from lazypv.series import Series
-from lazypv.sizes import PAGE_SIZE, parse_pages
+from lazypv.sizes import parse_pages
 
 if TYPE_CHECKING:
     from lazypv.hardware import Machine
@@ -25,6 +26,13 @@ SYNC_BELOW = "2GiB"
 PRIVATE_SIZE = "32MiB"
 SHARED_FILE_SIZE = "16MiB"
 SPECIAL_SIZE = "64KiB"
+
+
+def frames_for(guest_pages: int, vcpus: int, sizes: StorageSizes, node_capacity: int = PV_MAX_LAZY_COUNT) -> int:
+    """Frames that a protected guest takes: its own, its process's, twice the donated storage, nodes, tables."""
+    process = parse_pages(PRIVATE_SIZE) + parse_pages(SHARED_FILE_SIZE) + parse_pages(SPECIAL_SIZE)
+    nodes = (guest_pages + process) // (node_capacity + 1) + 2
+    return guest_pages + process + 2 * sizes.total(guest_pages, vcpus) + nodes + 4 * CRST_ALLOC_PAGES
 
 
 class Host:
@@ -73,7 +81,6 @@ class Host:
         self.threads = 0
         self.configurations: dict[int, Mm] = {}
         self.leaked: dict[int, tuple[Mm, Protected, Answer]] = {}
-        self.leaked_donations = 0
         self.put_off_pages = 0
         self.counts: Counter[str] = Counter()
 
@@ -112,7 +119,8 @@ class Host:
         """A configuration could not be destroyed: its storage and its handle count as leaked (D22, invariant 34)."""
         self.leaked[pv.handle] = (mm, pv, answer)
         self.configurations.pop(pv.handle, None)
-        self.leaked_donations += pv.base.size + pv.variable.size
+        self.ledger.leak("storage of a configuration that was not destroyed", pv.base)
+        self.ledger.leak("storage of a configuration that was not destroyed", pv.variable)
 
     def put_off(self, pv: Protected) -> None:
         """A configuration was handed to a thread."""
@@ -124,8 +132,6 @@ class Host:
         self.threads -= 1
         self.put_off_pages -= pv.base.size + pv.variable.size
 
-    @property
-    def reserve_pages(self) -> int:
-        """Pages that a host needs beside guests, for one process."""
-        other = parse_pages(PRIVATE_SIZE) + parse_pages(SHARED_FILE_SIZE) + parse_pages(SPECIAL_SIZE)
-        return other + 2 * (1 << 20) // PAGE_SIZE
+    def reap(self) -> None:
+        """Forget processes whose address space is gone."""
+        self.processes = [process for process in self.processes if not process.mm.freed]

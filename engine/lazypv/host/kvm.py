@@ -6,12 +6,13 @@ Source: semantics 3.5, 3.6, 4.12.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lazypv.sizes import PAGE_SIZE
-from lazypv.steps import Alloc, Call, Lock, Touch
+from lazypv.steps import Alloc, Call, Lock
 from lazypv.ultravisor import Answer
 from lazypv.ultravisor.interface import (
     UVC_CC_ERROR,
@@ -82,12 +83,19 @@ class Vcpu:
 
 @dataclass(eq=False)
 class Protected:
-    """``kvm->arch.pv``: the protected configuration of a VM, all zero when there is none."""
+    """``kvm->arch.pv``: the protected configuration of a VM, all zero when there is none.
+
+    Attributes
+    ----------
+    cpu_failure : Answer or None
+        How DESTROY_SEC_CPU failed; then the configuration can never be destroyed (invariant 8).
+    """
 
     handle: int = 0
     base: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     variable: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     guest_pages: int = 0
+    cpu_failure: Answer | None = None
 
 
 class Kvm:
@@ -111,8 +119,8 @@ async def enable(vm: Vm) -> Result:
         for vcpu in kvm.vcpus:
             answer = await _create_cpu(vm, vcpu)
             if not answer.ok:
-                await destroy_cpus(vm)
-                await host.teardown.reset(vm)
+                if await destroy_cpus(vm) is None:
+                    await host.teardown.reset(vm)
                 return Result(EIO if answer.rc else ENOMEM, answer.rc, answer.rrc)
         if host.sync_only:
             async with vm.mm.mmap_lock.exclusive():
@@ -139,11 +147,9 @@ async def _create_configuration(vm: Vm) -> Result:
         ),
         vm,
     )
-    await Touch(vm.mm, "protected counter", write=True)
-    vm.mm.protected.created()
+    (await vm.mm.write_protected()).created()
     if not answer.ok and not answer.rc & UVC_RC_NEED_DESTROY:
-        await Touch(vm.mm, "protected counter", write=True)
-        vm.mm.protected.gone()
+        (await vm.mm.write_protected()).gone()
         frames.put(base)
         frames.put(variable)
         return Result(EIO, answer.rc, answer.rrc)
@@ -181,25 +187,26 @@ async def _create_cpu(vm: Vm, vcpu: Vcpu) -> Answer:
 
 
 async def destroy_cpus(vm: Vm) -> Answer | None:
-    """DESTROY_SEC_CPU for all; goes on after a failure, whose CPU storage is leaked; the first bad answer, or None."""
-    frames = vm.host.machine.frames
-    first_bad: Answer | None = None
+    """DESTROY_SEC_CPU for all; goes on after a failure, whose CPU storage is leaked; the first bad answer, or None.
+
+    The data area is freed once, with its handle, whatever the answer was (D15). A CPU that failed is asked no more, but
+    its failure is not forgotten: the next call gives it back too.
+    """
+    frames, pv = vm.host.machine.frames, vm.kvm.pv
     for vcpu in vm.kvm.vcpus:
         if not vcpu.handle:
             continue
-        handle = vcpu.handle
-        answer: Answer = await Call(
-            "DESTROY_SEC_CPU", lambda h=handle: vm.host.machine.ultravisor.destroy_sec_cpu(h), vcpu
-        )
+        destroy = partial(vm.host.machine.ultravisor.destroy_sec_cpu, vcpu.handle)
+        answer: Answer = await Call("DESTROY_SEC_CPU", destroy, vcpu)
         if answer.ok and vcpu.storage is not None:
             frames.put(vcpu.storage)
         elif vcpu.storage is not None:
-            vm.host.leaked_donations += vcpu.storage.size
-            first_bad = first_bad or answer
+            vm.host.ledger.leak("storage of a CPU that was not destroyed", vcpu.storage)
+            pv.cpu_failure = pv.cpu_failure or answer
         if vcpu.sida is not None:
             frames.put(vcpu.sida)
         vcpu.handle, vcpu.storage, vcpu.sida = 0, None, None
-    return first_bad
+    return pv.cpu_failure
 
 
 async def disable(vm: Vm) -> Result:
@@ -214,17 +221,25 @@ async def disable(vm: Vm) -> Result:
 
 
 async def close_vm(vm: Vm) -> Result:
-    """The last reference to the VM's file goes: vCPUs, then the configuration, then the gmap and its tables."""
+    """The last reference to the VM's file goes: vCPUs, then the configuration, then the gmap and its tables.
+
+    A VM that is closed already is left alone. Until then it holds a reference to the address space.
+    """
     result = Result(0, 0, 0)
+    if vm.closed:
+        return result
+    vm.closed = True
     async with vm.kvm.lock.exclusive():
         bad = await destroy_cpus(vm)
         if bad is not None:
             result = Result(EIO, bad.rc, bad.rrc)
+            await vm.host.teardown.abandoned(vm, bad)
         elif vm.kvm.pv.handle:
             result = await vm.host.teardown.closed(vm)
     for table in list(vm.gmap.crst_list):
         vm.gmap.free_table(table)
     vm.gmap.crst_list.clear()
+    await vm.mm.drop()
     return result
 
 
@@ -235,8 +250,7 @@ async def set_parameters(vm: Vm, header: ImageHeader) -> Result:
         lambda: vm.host.machine.ultravisor.set_sec_conf_params(vm.kvm.pv.handle, header),
         vm,
     )
-    await Touch(vm.mm, "protected counter", write=True)
-    vm.mm.protected.parameters_set()
+    (await vm.mm.write_protected()).parameters_set()
     return Result(0 if answer.ok else EINVAL, answer.rc, answer.rrc)
 
 
@@ -249,10 +263,8 @@ async def verify(vm: Vm) -> Result:
 async def start_cpus(vm: Vm) -> Result:
     """CPU_SET_STATE operating-load for every CPU."""
     for vcpu in vm.kvm.vcpus:
-        handle = vcpu.handle
-        answer: Answer = await Call(
-            "CPU_SET_STATE", lambda h=handle: vm.host.machine.ultravisor.cpu_set_state(h, True), vcpu
-        )
+        load = partial(vm.host.machine.ultravisor.cpu_set_state, vcpu.handle, True)
+        answer: Answer = await Call("CPU_SET_STATE", load, vcpu)
         if not answer.ok:
             return Result(EINVAL, answer.rc, answer.rrc)
     return Result(0, 1, 0)

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ACCOUNTS = ("destroyed_sync", "destroyed_background", "destroyed_on_fault", "set_aside")
 """How a page of an old run became clean, as far as the host's texts know; `set_aside` is entered beside another."""
@@ -21,6 +26,10 @@ class Ledger:
         Pages by account.
     exceptions : Counter of int
         Program interruptions that the host took, by code; one per page.
+    broken : list of (int, str)
+        Invariants that a text itself saw broken.
+    leaks : list of (str, int64[k])
+        What was leaked on purpose, and why it may never be free again.
     """
 
     def __init__(self) -> None:
@@ -28,6 +37,7 @@ class Ledger:
         self.pages: Counter[str] = Counter()
         self.exceptions: Counter[int] = Counter()
         self.broken: list[tuple[int, str]] = []
+        self.leaks: list[tuple[str, NDArray[np.int64]]] = []
 
     def add(self, account: str, pages: int) -> None:
         """Enter `pages`."""
@@ -39,6 +49,16 @@ class Ledger:
         """Enter exceptions of `pages` pages."""
         with self._lock:
             self.exceptions[code] += pages
+
+    def leak(self, what: str, frames: NDArray[np.int64]) -> None:
+        """`frames` will never be free again in this boot, and that is intended (invariants 14, 15)."""
+        with self._lock:
+            self.leaks.append((what, frames))
+
+    @property
+    def leaked_frames(self) -> int:
+        """Frames that are lost until the machine is started anew."""
+        return sum(frames.size for _, frames in self.leaks)
 
     def broke(self, invariant: int, text: str) -> None:
         """A text met what an invariant rules out."""

@@ -1,7 +1,7 @@
 """An address space: who uses it, what it maps, what it remembers of protected guests.
 
-``mm_users`` counts tasks and transient holders of the mappings, ``mm_count`` references to the structure. Where the last
-user leaves, the address space is torn down.
+``mm_users`` counts tasks and transient holders of the mappings, ``mm_count`` references to the structure. Where the
+last user leaves, the address space is torn down; where the last reference goes, nobody may look at it again.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Mm:
     gmap_asce : int
         The ASCE with which SIE is entered.
     to_drain : int
-        Configurations of this address space whose cleaner has still to work off the list.
+        Configurations of this address space whose cleaner has still to take the list; protected by the list's lock.
     """
 
     def __init__(self, frames: HostFrames, counting: bool, node_capacity: int) -> None:
@@ -140,11 +140,13 @@ class Mm:
     async def read_users(self) -> int:
         """``mm_users`` as it is now; others take and drop references meanwhile."""
         await Touch(self, "mm_users")
+        self._must_live()
         return self.users
 
     async def get_not_zero(self) -> bool:
         """``mmget_not_zero``: become a user unless the last one has left."""
         await Touch(self, "mm_users", write=True)
+        self._must_live()
         if self.users == 0:
             return False
         self.users += 1
@@ -153,29 +155,42 @@ class Mm:
     async def grab(self) -> None:
         """``mmgrab``: keep the structure."""
         await Touch(self, "mm_count", write=True)
+        self._must_live()
         self.count += 1
 
     async def drop(self) -> None:
         """``mmdrop``: let go of the structure."""
         await Touch(self, "mm_count", write=True)
+        self._must_live()
         self.count -= 1
-        if self.count < 0:
-            raise ModelError("mm_count was dropped below zero")
         self.freed = self.count == 0
 
     async def read_protected(self) -> int:
         """The protected counter as it is now."""
         await Touch(self, "protected counter")
+        self._must_live()
         return self.protected.value
+
+    async def write_protected(self) -> ProtectedCounter:
+        """The protected counter, to be changed before the next await."""
+        await Touch(self, "protected counter", write=True)
+        self._must_live()
+        return self.protected
+
+    def _must_live(self) -> None:
+        """Invariant 24: who looks at an address space holds a reference to it (D2, D3)."""
+        if self.freed:
+            raise ModelError("an address space was used after its last reference had gone")
 
     async def gather(self, at: int, end: int, limit: int) -> tuple[NDArray[np.int64], int]:
         """Frames mapped in ``[at, end)``, at most `limit`, one reference each; and where to go on.
 
         Under the mmap lock. Ranges without mappings are skipped.
         """
-        return await Call(
+        found: tuple[NDArray[np.int64], int] = await Call(
             "gather", lambda: self._gather(at, end, limit), self, uvc=False, pages_of=lambda found: found[0].size
         )
+        return found
 
     def _gather(self, at: int, end: int, limit: int) -> tuple[NDArray[np.int64], int]:
         found: list[NDArray[np.int64]] = []
@@ -192,7 +207,7 @@ class Mm:
         return (np.concatenate(found) if found else np.empty(0, np.int64)), end
 
     def unmap(self, vma: Vma, at: int, end: int, limit: int) -> tuple[NDArray[np.int64], int]:
-        """Clear entries of ``[at, end)`` of `vma`, at most `limit`; their frames' mapping references are the caller's."""
+        """Clear entries of ``[at, end)`` of `vma`, at most `limit`; their frames' references are the caller's."""
         frames = np.empty(min(limit, end - at), np.int64)
         count, at = references.unmap(vma.pte, at, end, frames.size, frames)
         return frames[:count], int(at)

@@ -16,7 +16,7 @@ from lazypv.host.ledger import Ledger
 from lazypv.steps import Bulk, Wait
 from lazypv.ultravisor import BulkAnswer
 from lazypv.ultravisor.interface import BIT_UVC_FEAT_MISC, CONV_TO_RC_NOT_MAPPED
-from lazypv_kernels.layout import NO_FRAME, RC_BUSY, RC_DONE, RC_DTYPE
+from lazypv_kernels.layout import MARK_SECURE, NO_FRAME, RC_BUSY, RC_DONE, RC_DTYPE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 FREEZE_FAILED = 0xFFFF
 """-EBUSY: somebody else holds a reference, or the page is under writeback; no call was made."""
+_NOT_THE_MARK = 0xFF ^ MARK_SECURE
 
 
 class SecurePages:
@@ -189,27 +190,35 @@ class SecurePages:
         busy = int(np.count_nonzero(rc == RC_BUSY))
         return BulkAnswer(rc, np.array([done, noop, busy, pages.size - done - noop - busy], np.int64))
 
-    async def wait_for_references(self, gmap: Gmap, pages: NDArray[np.int64]) -> None:
-        """After -EBUSY: until the first of `pages` has no unexpected reference, or is mapped elsewhere."""
+    async def wait_for_import(self, gmap: Gmap, pages: NDArray[np.int64]) -> None:
+        """After -EBUSY, -EAGAIN: until the first of `pages` has no unexpected reference and is not being written out.
+
+        Also when it is mapped elsewhere meanwhile.
+        """
         page = int(pages[0])
         entry = int(gmap.pte[page])
 
         def settled() -> bool:
             now = int(gmap.pte[page])
-            return now != entry or now == NO_FRAME or self.frames.reference_count(now - 1) == 1
+            return now != entry or now == NO_FRAME or self.frames.byte[now - 1] & _NOT_THE_MARK == 1
 
-        await Wait(settled, "an unexpected page reference to go")
+        await Wait(settled, "an unexpected page reference, or writeback, to go")
 
     # --- shared --------------------------------------------------------------------------------------------------
 
+    async def clear_fresh(self, frames: Frames) -> Codes:
+        """Clear pages fresh from the allocator; 0x3d for those that the kernel may not touch."""
+        answer = await self._until_answered("clear fresh pages", self.machine.clear_pages, frames, uvc=False)
+        return answer.rc
+
     async def _until_answered(
-        self, name: str, operation: Callable[[Frames], BulkAnswer], column: NDArray[np.int64]
+        self, name: str, operation: Callable[[Frames], BulkAnswer], column: NDArray[np.int64], *, uvc: bool = True
     ) -> BulkAnswer:
         """Issue a bulk step, and again for the busy pages only, until each has its answer (invariant 36)."""
-        answer: BulkAnswer = await Bulk(name, operation, column, uvc=True)
+        answer: BulkAnswer = await Bulk(name, operation, column, uvc=uvc)
         while answer.busy:
             busy = np.flatnonzero(answer.rc == RC_BUSY)
-            again: BulkAnswer = await Bulk(name, operation, column[busy], uvc=True)
+            again: BulkAnswer = await Bulk(name, operation, column[busy], uvc=uvc)
             answer.rc[busy] = again.rc
             answer.done += again.done
             answer.noop += again.noop

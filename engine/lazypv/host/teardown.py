@@ -1,7 +1,7 @@
 """The series' way to end a protected guest: at once, or behind its back.
 
-A teardown policy is a small set of texts: what a reset does, what the closing of the VM does, what becomes of pages when
-an address space dies. Another policy is another class with these methods.
+A teardown policy is a small set of texts: what a reset does, what the closing of the VM does, what becomes of pages
+when an address space dies. Another policy is another class with these methods.
 
 Source: semantics 4.1, 4.8, 4.9, 4.10; defects repaired as they are named here.
 """
@@ -9,12 +9,12 @@ Source: semantics 4.1, 4.8, 4.9, 4.10; defects repaired as they are named here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lazypv.host.exit import drain_set_aside, mmput
 from lazypv.host.kvm import EIO, Protected, Result
 from lazypv.host.walk import destroy_range
-from lazypv.steps import Alloc, Call, Spawn, Touch
+from lazypv.steps import Alloc, Call, Spawn
 from lazypv.ultravisor import Answer
 from lazypv.ultravisor.interface import RC_DEFERRED, RRC_DEFERRED
 
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from lazypv.host.gmap import CrstTable
     from lazypv.host.mm import Mm
     from lazypv.host.vm import Vm
+
+
+DESTROY_THREAD: Final = "kvm_s390_pv_destroy_vm_thread"
+
+
+MARKED_TABLE: Final = "top table that is still marked"
 
 
 @dataclass(eq=False)
@@ -49,6 +55,15 @@ class SeriesTeardown:
         """The VM's file is closed, CPUs gone."""
         return await self.reset(vm)
 
+    async def abandoned(self, vm: Vm, answer: Answer) -> None:
+        """The VM's file is closed, but a CPU could not be destroyed: the configuration can never be (invariant 34)."""
+        await drain_set_aside(vm.host.pages, vm.mm, "destroyed_sync")
+        if vm.host.series.leak_asce:
+            await _leak_table(vm)
+        await vm.host.lost(vm.mm, vm.kvm.pv, answer)
+        vm.gmap.guest_handle = 0
+        vm.kvm.pv = Protected()
+
     async def immediate(self, vm: Vm) -> Result:
         """Everything now, in the caller's time."""
         return await deinit_now(vm)
@@ -63,13 +78,14 @@ async def deinit_now(vm: Vm) -> Result:
     await drain_set_aside(host.pages, mm, "destroyed_sync")
     if await mm.get_not_zero():
         await destroy_range(host.pages, mm, 0, 0, mm.end, host.batch, "destroyed_sync")
-        await mmput(host, mm)
+        await mmput(host, mm, nobody_drains=True)
     answer = await destroy_configuration(vm, pv.handle)
     vm.gmap.guest_handle = 0
     vm.kvm.pv = Protected()
     if not answer.ok:
         await host.lost(mm, pv, answer)
         if host.series.leak_asce:
+            await _leak_table(vm)
             await vm.gmap.replace_asce()
         return Result(EIO, answer.rc, answer.rrc)
     await _forget(vm, mm, pv)
@@ -113,17 +129,17 @@ async def _hand_over(vm: Vm, record: Deferred) -> bool:
     record.handle, record.table = gmap.guest_handle, gmap.table
     if record.has_mm:
         if not await gmap.replace_asce():
+            await gmap.restore_asce(record.table)
             return False
     else:
         await gmap.remove_old_asce()
     gmap.guest_handle = 0
     host.put_off(record.pv)
-    thread = await Spawn("destroy thread", lambda: destroy_thread(vm, record))
+    thread = await Spawn(DESTROY_THREAD, lambda: destroy_thread(vm, record))
     if thread is None:
         host.taken_up(record.pv)
         gmap.guest_handle = record.handle
-        if record.has_mm:
-            await gmap.restore_asce(record.table)
+        await gmap.restore_asce(record.table)
         return False
     vm.kvm.pv = Protected()
     return True
@@ -140,13 +156,14 @@ async def destroy_thread(vm: Vm, record: Deferred) -> None:
         await destroy_range(host.pages, mm, 1, 0, mm.end, host.batch, "destroyed_background", host.throttle)
         await mmput(host, mm, nobody_drains=True)
     record.answer = await destroy_configuration(vm, record.handle)
-    host.taken_up(record.pv)
     if record.answer.ok:
         await _forget(vm, mm, record.pv)
         vm.gmap.free_table(record.table)
     else:
         await host.lost(mm, record.pv, record.answer)
+        host.ledger.leak(MARKED_TABLE, record.table.frames)
     await mm.drop()
+    host.taken_up(record.pv)
 
 
 async def destroy_configuration(vm: Vm, handle: int) -> Answer:
@@ -164,11 +181,16 @@ async def destroy_configuration(vm: Vm, handle: int) -> Answer:
 
 async def _forget(vm: Vm, mm: Mm, pv: Protected) -> None:
     """After a successful destroy: the counter goes down, the donated storage back to the allocator."""
-    await Touch(mm, "protected counter", write=True)
-    mm.protected.gone()
+    (await mm.write_protected()).gone()
     vm.host.machine.frames.put(pv.base)
     vm.host.machine.frames.put(pv.variable)
     vm.host.destroyed(pv.handle)
+
+
+async def _leak_table(vm: Vm) -> None:
+    """Keep the top table from the allocator for good: the firmware has not let go of it (patch 01)."""
+    table = await vm.gmap.remove_old_asce()
+    vm.host.ledger.leak(MARKED_TABLE, table.frames)
 
 
 async def _something_set_aside(mm: Mm) -> bool:

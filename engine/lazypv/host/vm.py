@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lazypv.errors import MemoryShortageError
+from lazypv.errors import MemoryShortageError, UsageError
 from lazypv.hardware import GuestCpu
 from lazypv.host.exit import mmput
 from lazypv.host.gmap import ASCE_TYPE_REGION3, ASCE_TYPE_SEGMENT, CRST_ALLOC_PAGES, CrstTable, Gmap
-from lazypv.host.kvm import Kvm, close_vm
+from lazypv.host.kvm import Kvm, Result, close_vm
 from lazypv.host.mm import Backing, Mm, Vma
 from lazypv_kernels.layout import PTE_DTYPE
 
@@ -66,7 +67,8 @@ class Process:
             self.tasks -= 1
             await mmput(self.host, self.mm)
         for vm in self.vms:
-            vm.closed_result = await close_vm(vm)
+            if not vm.closed:
+                vm.closed_result = await close_vm(vm)
         self.host.machine.frames.put(self.cached)
         self.cached = np.empty(0, np.int64)
 
@@ -88,23 +90,25 @@ class Vm:
         self.host = host
         self.process = process
         self.mm: Mm = process.mm
-        self.guest_pages = max(slot.stop for slot in slots)
+        if not slots or any(one.stop > two.start for one, two in itertools.pairwise(slots)):
+            raise UsageError(f"memory slots {slots} are refused: they have to be in ascending order, without overlap")
+        self.guest_pages = slots[-1].stop
         self.base = self.mm.end
+        frames = host.machine.frames.allocate_run(CRST_ALLOC_PAGES, CRST_ALLOC_PAGES)
+        if frames is None:
+            raise MemoryShortageError("the machine has no free frames for the guest's top table")
         pte: NDArray[np.uint32] = np.zeros(self.guest_pages, PTE_DTYPE)
         self.slots: list[Vma] = [
             self.mm.map_table(pte[slot.start : slot.stop], self.base + slot.start, Backing.GUEST) for slot in slots
         ]
-        if self.slots[-1].end < self.base + self.guest_pages:
-            raise ValueError("slots have to be in ascending order")
         self._backed = slots
-        frames = host.machine.frames.allocate_run(CRST_ALLOC_PAGES, CRST_ALLOC_PAGES)
-        if frames is None:
-            raise MemoryShortageError("the machine has no free frames for the guest's top table")
         small = self.guest_pages <= host.sync_below_pages
         asce_type = ASCE_TYPE_SEGMENT if small else ASCE_TYPE_REGION3
         self.gmap = Gmap(host.machine, self.mm, pte, self.base, CrstTable(frames), asce_type)
         self.kvm = Kvm(vcpus)
-        self.closed_result: object = None
+        self.closed = False
+        self.closed_result: Result | None = None
+        self.mm.count += 1
         process.add_tasks(vcpus)
         process.vms.append(self)
 
@@ -118,4 +122,4 @@ class Vm:
     def cpu(self, number: int) -> GuestCpu:
         """What SIE is entered with for vCPU `number` now."""
         vcpu = self.kvm.vcpus[number]
-        return GuestCpu(self.gmap.guest_handle, vcpu.handle, self.mm.gmap_asce, self.gmap.pte)
+        return GuestCpu(self.gmap.guest_handle, vcpu.handle, self.gmap.asce, self.gmap.pte)

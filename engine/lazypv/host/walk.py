@@ -4,43 +4,59 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from lazypv.errors import UsageError
 from lazypv.steps import Wait
 
 if TYPE_CHECKING:
     from lazypv.host.mm import Mm
     from lazypv.host.secure_pages import SecurePages
-    from lazypv.steps import Lock
 
 DESTROY_LOOP_THRESHOLD: Final = 32
 """Pages of a batch, as posted."""
 LIVE_BATCH: Final = 512
-"""Pages of a batch of the live clock: 32 costs two to three times the downtime, since a step costs more than it does."""
+"""Pages of a batch of the live clock: 32 costs two to three times the downtime, since steps cost more than pages."""
 
 
 class Throttle:
-    """How fast a background walk may go, and whether it may go at all.
+    """How fast background walks may go, and whether they may go at all.
 
     Attributes
     ----------
     open : bool
         False holds every walk back at its next batch.
     pages_per_second : float or None
-        The clock lets so many pass; None for no limit.
+        So many pass in a second of the clock, after a burst of one batch; None for no limit.
+    now : callable
+        The clock's seconds; who drives the texts sets it.
     """
 
     def __init__(self, pages_per_second: float | None = None) -> None:
+        if pages_per_second is not None and pages_per_second <= 0:
+            raise UsageError(f"a throttle of {pages_per_second} pages a second is refused: it has to be above 0")
         self.open = True
         self.pages_per_second = pages_per_second
-        self.passed = 0
-        self.ready = _always
+        self.now = _no_time
+        self._debt = 0.0
+        self._since = 0.0
 
     def may_pass(self) -> bool:
         """Whether the next batch may go."""
-        return self.open and self.ready()
+        return self.open and self._owed() <= 0
+
+    def passed(self, pages: int) -> None:
+        """A batch of `pages` has gone."""
+        if self.pages_per_second is not None:
+            self._debt = self._owed() + pages
+            self._since = self.now()
+
+    def _owed(self) -> float:
+        if self.pages_per_second is None:
+            return 0.0
+        return max(0.0, self._debt - self.pages_per_second * (self.now() - self._since))
 
 
-def _always() -> bool:
-    return True
+def _no_time() -> float:
+    return 0.0
 
 
 async def destroy_range(
@@ -61,7 +77,7 @@ async def destroy_range(
     Source: semantics 4.5; invariants 33, 39.
     """
     if not pages.series.batched_walk:
-        await _destroy_under_the_lock(pages, mm, start, end, account)
+        await _destroy_under_the_lock(pages, mm, start, end, account, throttle)
         return
     at = start
     while at < end and await mm.read_users() > users:
@@ -72,12 +88,15 @@ async def destroy_range(
         if frames.size:
             await pages.destroy_and_put(frames, account)
             if throttle is not None:
-                throttle.passed += frames.size
+                throttle.passed(frames.size)
 
 
-async def _destroy_under_the_lock(pages: SecurePages, mm: Mm, start: int, end: int, account: str) -> None:
-    """The walk before patch 05: all pages with one hold of the lock."""
-    lock: Lock = mm.mmap_lock
-    async with lock.shared():
+async def _destroy_under_the_lock(
+    pages: SecurePages, mm: Mm, start: int, end: int, account: str, throttle: Throttle | None
+) -> None:
+    """The walk before patch 05: all pages with one hold of the lock, one batch as far as a throttle is concerned."""
+    if throttle is not None:
+        await Wait(throttle.may_pass, "the throttle", outside=True)
+    async with mm.mmap_lock.shared():
         frames, _ = await mm.gather(start, end, end - start)
         await pages.destroy_and_put(frames, account)

@@ -58,7 +58,8 @@ class HostFrames:
     def allocate(self, want: int) -> Frames | None:
         """`want` frames with one reference each, or None when there are not as many free."""
         frames = np.empty(want, FRAME_DTYPE)
-        count, self._cursor = references.allocate(self.byte, self._cursor, want, frames)
+        count, cursor = references.allocate(self.byte, self._cursor, want, frames)
+        self._cursor = int(cursor)
         if count < want:
             self.put(frames[:count])
             return None
@@ -66,23 +67,30 @@ class HostFrames:
 
     def allocate_run(self, want: int, align: int = 1, start: int = 0) -> Frames | None:
         """`want` consecutive frames, the first a multiple of `align`; None when there is no such run."""
-        first = references.allocate_run(self.byte, start, align, want)
+        first = int(references.allocate_run(self.byte, start, align, want))
         return None if first < 0 else np.arange(first, first + want, dtype=FRAME_DTYPE)
 
     def get(self, frames: Frames) -> None:
-        """One more reference on each of `frames`, which somebody already holds."""
+        """One more reference on each of `frames`, which somebody already holds.
+
+        Raises
+        ------
+        ModelError
+            A frame is free.
+        """
         at = 0
-        while (at := references.get_references(self.byte, frames, at, frames.size)) < frames.size:
-            self._get_many(int(frames[at]))
+        while (at := int(references.get_references(self.byte, frames, at, frames.size))) < frames.size:
+            if not self._get_many(int(frames[at])):
+                raise ModelError(f"frame {frames[at]}: nobody holds it, so nobody can pass a reference on")
             at += 1
 
     def look_up(self, pte: NDArray[np.uint32], pages: NDArray[np.int64]) -> Frames:
         """The frame behind each of `pages`, with one reference more; -1 where nothing is mapped."""
         frames = np.empty(pages.size, FRAME_DTYPE)
         at = 0
-        while (at := references.look_up(pte, pages, self.byte, frames, at, pages.size)) < pages.size:
-            frames[at] = int(pte[pages[at]]) - 1
-            self._get_many(int(frames[at]))
+        while (at := int(references.look_up(pte, pages, self.byte, frames, at, pages.size))) < pages.size:
+            frame = int(pte[pages[at]]) - 1
+            frames[at] = frame if frame >= 0 and self._get_many(frame) else -1
             at += 1
         return frames
 
@@ -98,14 +106,15 @@ class HostFrames:
         ModelError
             A reference is dropped that nobody holds.
         """
-        freed, at, fault = references.settle(self.byte, frames, 0, frames.size, rc, clear_mark, drop)
+        freed, at = 0, 0
         while at < frames.size:
+            more, stopped, fault = references.settle(self.byte, frames, at, frames.size, rc, clear_mark, drop)
+            freed, at = freed + more, int(stopped)
             if fault:
                 raise ModelError(f"frame {frames[at]}: a reference was dropped twice")
-            self._settle_many(int(frames[at]), clear_mark and rc[at] == RC_DONE)
-            more, at, fault = references.settle(self.byte, frames, at + 1, frames.size, rc, clear_mark, drop)
-            freed += more
-        return int(freed)
+            if at < frames.size and self._settle_many(int(frames[at]), clear_mark and bool(rc[at] == RC_DONE)):
+                at += 1
+        return freed
 
     def gather(
         self, pte: NDArray[np.uint32], at: int, end: int, limit: int, frames: Frames | None = None
@@ -113,14 +122,15 @@ class HostFrames:
         """Frames mapped by ``pte[at:end]``, at most `limit`, one reference each; and the next entry."""
         if frames is None:
             frames = np.empty(limit, FRAME_DTYPE)
-        count, at, overflow = references.gather(pte, at, end, self.byte, limit, frames)
+        count, stopped, overflow = references.gather(pte, at, end, self.byte, limit, frames)
         while overflow:
-            frame = int(pte[at]) - 1
-            self._get_many(frame)
-            frames[count] = frame
-            more, at, overflow = references.gather(pte, at + 1, end, self.byte, limit - count - 1, frames[count + 1 :])
-            count += 1 + more
-        return frames[:count], int(at)
+            frame = int(pte[stopped]) - 1
+            if frame >= 0 and self._get_many(frame):
+                frames[count] = frame
+                count += 1
+            more, stopped, overflow = references.gather(pte, stopped + 1, end, self.byte, limit - count, frames[count:])
+            count += more
+        return frames[:count], int(stopped)
 
     def freeze(self, frames: Frames, expected: NDArray[np.uint8]) -> tuple[NDArray[np.uint16], int]:
         """Freeze those that have exactly the `expected` references, and mark them; (rc, how many). Semantics 2.5."""
@@ -139,11 +149,7 @@ class HostFrames:
 
     def set_writeback(self, frames: Frames, under_writeback: bool) -> None:
         """Begin or end writing `frames` out; meanwhile none of them is imported (invariant 6)."""
-        with self._many_lock:
-            if under_writeback:
-                self.byte[frames] |= np.uint8(MARK_WRITEBACK)
-            else:
-                self.byte[frames] &= np.uint8(0xFF ^ MARK_WRITEBACK)
+        references.mark_frames(self.byte, frames, MARK_WRITEBACK, under_writeback, 0, frames.size)
 
     def reference_count(self, frame: int) -> int:
         """References on one frame.
@@ -155,23 +161,38 @@ class HostFrames:
         """
         if not 0 <= frame < self.byte.size:
             raise FrameError(f"frame {frame} lies outside a machine of {self.byte.size} frames")
-        count = int(self.byte[frame]) & REFERENCES
-        return self._many[frame] if count == REFERENCES_OVERFLOW else count
-
-    def _get_many(self, frame: int) -> None:
         with self._many_lock:
-            if int(self.byte[frame]) & REFERENCES == REFERENCES_OVERFLOW:
-                self._many[frame] += 1
-            else:
-                self._many[frame] = REFERENCES_OVERFLOW
-                self.byte[frame] = (int(self.byte[frame]) & MARKS) | REFERENCES_OVERFLOW
+            count = int(self.byte[frame]) & REFERENCES
+            return self._many[frame] if count == REFERENCES_OVERFLOW else count
 
-    def _settle_many(self, frame: int, clear_mark: bool) -> None:
+    # A kernel stopped at a frame of the side table; until the lock is ours, the frame may have left it again. The byte
+    # says "side table" only while the lock protects the entry, and its marks may change under kernels at any time.
+
+    def _get_many(self, frame: int) -> bool:
+        """One more reference on `frame`; false if it is free by now."""
         with self._many_lock:
-            marks = int(self.byte[frame]) & (MARKS & ~MARK_SECURE if clear_mark else MARKS)
-            self._many[frame] -= 1
-            if self._many[frame] < REFERENCES_OVERFLOW:
-                del self._many[frame]
-                self.byte[frame] = marks | (REFERENCES_OVERFLOW - 1)
-            else:
-                self.byte[frame] = marks | REFERENCES_OVERFLOW
+            while (answer := references.get_reference(self.byte, frame)) == references.OVERFLOW:
+                seen = int(self.byte[frame])
+                if seen & REFERENCES == REFERENCES_OVERFLOW:
+                    self._many[frame] += 1
+                    return True
+                if seen & REFERENCES == REFERENCES_OVERFLOW - 1 and self._exchange(frame, seen, seen + 1):
+                    self._many[frame] = REFERENCES_OVERFLOW
+                    return True
+            return answer == references.TAKEN
+
+    def _settle_many(self, frame: int, clear_mark: bool) -> bool:
+        """Drop a reference of the side table; false, and nothing done, if `frame` has left it by now."""
+        with self._many_lock:
+            while (seen := int(self.byte[frame])) & REFERENCES == REFERENCES_OVERFLOW:
+                marks = seen & (MARKS & ~MARK_SECURE if clear_mark else MARKS)
+                left = self._many[frame] - 1
+                if self._exchange(frame, seen, marks | min(left, REFERENCES_OVERFLOW)):
+                    self._many[frame] = left
+                    if left < REFERENCES_OVERFLOW:
+                        del self._many[frame]
+                    return True
+            return False
+
+    def _exchange(self, frame: int, seen: int, after: int) -> bool:
+        return references.exchange_byte(self.byte, frame, seen, after)

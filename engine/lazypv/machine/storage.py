@@ -1,7 +1,7 @@
 """Absolute storage: the bytes of the machine, our own or somebody's.
 
-Only the rooms above that stand for hardware and firmware hold an :class:`AbsoluteStorage`; the host reads by copy, since
-a view would stay readable after an import.
+Only the rooms above that stand for hardware and firmware hold an :class:`AbsoluteStorage`; the host reads by copy,
+since a view would stay readable after an import.
 """
 
 from __future__ import annotations

@@ -13,34 +13,16 @@ from lazypv.errors import FrameError
 from lazypv.ultravisor import vault
 from lazypv.ultravisor.answers import BulkAnswer
 from lazypv.ultravisor.firmware import Configuration, Firmware
-from lazypv.ultravisor.interface import (
-    CONV_TO_RC_NOT_MAPPED,
-    RC_ALREADY_IN,
-    RC_FOREIGN,
-    RC_INTEGRITY,
-    RC_NOT_UNPACKABLE,
-    RC_OUTSIDE,
-    UVC,
-)
-from lazypv_kernels.layout import (
-    KEY_SIZE,
-    RC_DTYPE,
-    TAG_SIZE,
-)
+from lazypv.ultravisor.interface import UVC
+from lazypv_kernels.layout import RC_DTYPE
 from lazypv_kernels.workers import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Frames = NDArray[np.int64]
-    Pages = NDArray[np.int64]
 
 MAX_CPU_ID = 247
-_IMPORT_CODES = np.array(
-    [CONV_TO_RC_NOT_MAPPED, RC_OUTSIDE, RC_FOREIGN, RC_ALREADY_IN, RC_INTEGRITY, RC_NOT_UNPACKABLE], RC_DTYPE
-)
-_NO_KEY = np.zeros((1, KEY_SIZE), np.uint8)
-_NO_TAGS = np.zeros((0, TAG_SIZE), np.uint8)
 
 
 class Door:

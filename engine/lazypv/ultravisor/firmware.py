@@ -11,6 +11,7 @@ import numpy as np
 
 from lazypv_kernels.layout import (
     DIR_CPUS,
+    DIR_EXPORTED,
     DIR_PAGES,
     DIR_RECORDS,
     DIR_TAGS,
@@ -59,6 +60,8 @@ class Configuration:
     verified: bool = False
     dying: bool = False
     in_flight: int = 0
+    cleaning: bool = False
+    cleaned: int = 0
 
     def __repr__(self) -> str:
         return f"Configuration(handle={self.handle:#x}, pages={self.pages}, cpus={len(self.cpus)})"
@@ -79,6 +82,8 @@ class Firmware:
         Where kernels find a configuration's records, tags, size and number of CPUs.
     keys : uint8[slots, 32]
         Sealing key of each configuration, fresh from the operating system at its creation.
+    history : dict of int to (int, int)
+        Of each configuration that is gone: how many of its pages were exported, how many its destruction cleaned.
     """
 
     def __init__(self, storage: AbsoluteStorage, slots: int, feature_bits: frozenset[int]) -> None:
@@ -94,6 +99,7 @@ class Firmware:
         self.lock = threading.RLock()
         self.configurations: dict[int, Configuration] = {}
         self.cpus: dict[int, tuple[Configuration, SecureCpu]] = {}
+        self.history: dict[int, tuple[int, int]] = {}
         self._generation = 0
         self._scratch = threading.local()
         self._all_scratch: list[NDArray[np.uint8]] = []
@@ -101,7 +107,7 @@ class Firmware:
     @property
     def sealing(self) -> bool:
         """Whether there are contents to seal, hence versions and tags."""
-        return self.storage.contents.shape[0] > 0
+        return bool(self.storage.contents.shape[0] > 0)
 
     def scratch(self) -> NDArray[np.uint8]:
         """This thread's two scratch pages: uint8[2 * SCRATCH_SIZE]."""
@@ -141,6 +147,7 @@ class Firmware:
     def remove(self, configuration: Configuration) -> None:
         """Forget a configuration, its key and its records."""
         row = configuration.slot * DIR_WORDS
+        self.history[configuration.handle] = (self.exported(configuration), configuration.cleaned)
         self.directory[row : row + DIR_WORDS] = 0
         self.keys[configuration.slot] = 0
         del self.configurations[configuration.handle]
@@ -158,6 +165,10 @@ class Firmware:
         """End a call begun with :meth:`admit`."""
         with self.lock:
             configuration.in_flight -= 1
+
+    def exported(self, configuration: Configuration) -> int:
+        """Pages that left the configuration by export, or with their ownership."""
+        return int(self.directory[configuration.slot * DIR_WORDS + DIR_EXPORTED])
 
     def count_cpus(self, configuration: Configuration) -> None:
         """Tell the kernels how many CPUs a configuration has: pages cannot be destroyed while there are any."""

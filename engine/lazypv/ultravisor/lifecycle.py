@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lazypv.ultravisor import vault
 from lazypv.ultravisor.answers import BUSY, EXECUTED, Answer, refused
-from lazypv.ultravisor.door import Door
-from lazypv.ultravisor.firmware import Configuration, Firmware, SecureCpu
+from lazypv.ultravisor.door import MAX_CPU_ID, Door
+from lazypv.ultravisor.firmware import Configuration, SecureCpu
 from lazypv.ultravisor.interface import (
-    CONV_TO_RC_NOT_MAPPED,
     CREATE_SEC_CONF_RC_ASCE,
     CREATE_SEC_CONF_RC_STORAGE,
     CREATE_SEC_CPU_RC_DEFINED,
@@ -22,14 +19,9 @@ from lazypv.ultravisor.interface import (
     CREATE_SEC_CPU_RC_STORAGE,
     INIT_UV_RC_DONE_ALREADY,
     INIT_UV_RC_STORAGE,
-    RC_ALREADY_IN,
     RC_CPUS_ALIVE,
-    RC_FOREIGN,
-    RC_INTEGRITY,
     RC_NO_SLOT,
     RC_NOT_COMPLETE,
-    RC_NOT_UNPACKABLE,
-    RC_OUTSIDE,
     UVC,
     UVC_CC_PARTIAL,
     UVC_RC_EXECUTED,
@@ -45,25 +37,15 @@ from lazypv_kernels.layout import (
     DON_CONF,
     DON_CPU,
     DON_UV,
-    KEY_SIZE,
-    RC_DTYPE,
-    TAG_SIZE,
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from lazypv.ultravisor.header import ImageHeader
 
     Frames = NDArray[np.int64]
-    Pages = NDArray[np.int64]
-
-MAX_CPU_ID = 247
-_IMPORT_CODES = np.array(
-    [CONV_TO_RC_NOT_MAPPED, RC_OUTSIDE, RC_FOREIGN, RC_ALREADY_IN, RC_INTEGRITY, RC_NOT_UNPACKABLE], RC_DTYPE
-)
-_NO_KEY = np.zeros((1, KEY_SIZE), np.uint8)
-_NO_TAGS = np.zeros((0, TAG_SIZE), np.uint8)
 
 
 class LifecycleCalls(Door):
@@ -72,7 +54,7 @@ class LifecycleCalls(Door):
     def init_uv(self, frames: Frames) -> Answer:
         """INIT_UV (0x000f): take `frames`, the Ultravisor's base storage, for good."""
         self._count(UVC.INIT_UV)
-        firmware = vault.firmware_of(self)
+        firmware = self._checked(frames)
         with firmware.lock:
             if self._initialised:
                 return refused(INIT_UV_RC_DONE_ALREADY)
@@ -95,12 +77,13 @@ class LifecycleCalls(Door):
         asce : int
             The address space control element; `table` : int64[4] its top table, marked from now on.
         translation : uint32[m]
-            What the tables say: frame + 1 for each guest page, 0 where there is no mapping. The host goes on writing it.
+            What the tables say: frame + 1 for each guest page, 0 where nothing is mapped. The host goes on writing it.
 
         Source: semantics 2.3, 3.3; invariant 13.
         """
         self._count(UVC.CREATE_SEC_CONF)
-        firmware = vault.firmware_of(self)
+        self._checked(table)
+        firmware = self._checked(donated)
         with firmware.lock:
             if not self._initialised:
                 return refused(UVC_RC_INV_STATE)
@@ -110,22 +93,18 @@ class LifecycleCalls(Door):
             if sweep.donate(firmware.state, firmware.owner, table, ASCE, slot) >= 0:
                 return refused(CREATE_SEC_CONF_RC_ASCE)
             if sweep.donate(firmware.state, firmware.owner, donated, DON_CONF, slot) >= 0:
-                self._unmark(firmware, table)
+                sweep.unmark(firmware.state, firmware.owner, table)
                 return refused(CREATE_SEC_CONF_RC_STORAGE)
             records, tags = firmware.new_records(pages)
             handle = firmware.next_handle(slot)
             firmware.enter(Configuration(slot, handle, pages, asce, translation, records, tags, donated, table))
             return Answer(0, UVC_RC_EXECUTED, 0, handle)
 
-    @staticmethod
-    def _unmark(firmware: Firmware, table: Frames) -> None:
-        firmware.owner[table] = 0
-        firmware.state[table] = 0
-
     def destroy_sec_conf(self, handle: int) -> Answer:
         """DESTROY_SEC_CONF (0x0101): clean and release all that the configuration still has; `pages` says how many.
 
-        Refused while it has CPUs. Condition code 3 while somebody else has a claim on one of its frames.
+        Refused while it has CPUs. Condition code 2 while another call works on the configuration, 3 while somebody else
+        has a claim on one of its frames.
 
         Source: semantics 2.3, invariants 8, 16.
         """
@@ -138,25 +117,27 @@ class LifecycleCalls(Door):
             if configuration.cpus:
                 return refused(RC_CPUS_ALIVE)
             configuration.dying = True
-            if configuration.in_flight:
+            if configuration.in_flight or configuration.cleaning:
                 return BUSY
+            configuration.cleaning = True
         counts = self._workers.add_up(
             firmware.state.size,
             lambda first, last, into: sweep.clean_configuration(
                 firmware.storage.contents, firmware.state, firmware.owner, configuration.slot, first, last, into
             ),
         )
-        if counts[COUNT_BUSY]:
-            return Answer(UVC_CC_PARTIAL, 0, 0, 0, int(counts[COUNT_DONE]))
+        configuration.cleaned += int(counts[COUNT_DONE])
         with firmware.lock:
-            if handle in firmware.configurations:
-                firmware.remove(configuration)
+            configuration.cleaning = False
+            if counts[COUNT_BUSY]:
+                return Answer(UVC_CC_PARTIAL, 0, 0, 0, int(counts[COUNT_DONE]))
+            firmware.remove(configuration)
         return Answer(0, UVC_RC_EXECUTED, 0, 0, int(counts[COUNT_DONE]))
 
     def create_sec_cpu(self, handle: int, number: int, frames: Frames) -> Answer:
         """CREATE_SEC_CPU (0x0120) with CPU storage `frames`; the CPU handle is in the answer."""
         self._count(UVC.CREATE_SEC_CPU)
-        firmware = vault.firmware_of(self)
+        firmware = self._checked(frames)
         with firmware.lock:
             configuration = firmware.configurations.get(handle)
             if configuration is None or configuration.dying:
@@ -224,16 +205,19 @@ class LifecycleCalls(Door):
     def set_unshare_all(self, handle: int) -> Answer:
         """SET_UNSHARE_ALL (0x0340): every shared page of the configuration is private again; its CPUs are stopped."""
         self._count(UVC.SET_UNSHARE_ALL)
-        configuration = self._configuration(handle)
+        firmware = vault.firmware_of(self)
+        configuration = firmware.admit(handle)
         if configuration is None:
             return refused(UVC_RC_INV_GHANDLE)
-        firmware = vault.firmware_of(self)
-        if any(cpu.operating for cpu in configuration.cpus.values()):
-            return refused(UVC_RC_INV_STATE)
-        counts = self._workers.add_up(
-            firmware.state.size,
-            lambda first, last, into: sweep.unshare_all(
-                firmware.state, firmware.owner, configuration.slot, first, last, into
-            ),
-        )
+        try:
+            if any(cpu.operating for cpu in list(configuration.cpus.values())):
+                return refused(UVC_RC_INV_STATE)
+            counts = self._workers.add_up(
+                firmware.state.size,
+                lambda first, last, into: sweep.unshare_all(
+                    firmware.state, firmware.owner, configuration.slot, first, last, into
+                ),
+            )
+        finally:
+            firmware.dismiss(configuration)
         return BUSY if counts[COUNT_BUSY] else Answer(0, UVC_RC_EXECUTED, 0, 0, int(counts[COUNT_DONE]))

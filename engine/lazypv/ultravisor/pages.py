@@ -31,11 +31,7 @@ from lazypv.ultravisor.interface import (
     UVC_RC_INV_STATE,
 )
 from lazypv_kernels import access, seal, sweep
-from lazypv_kernels.layout import (
-    KEY_SIZE,
-    RC_DTYPE,
-    TAG_SIZE,
-)
+from lazypv_kernels.layout import KEY_SIZE, RC_DTYPE, TAG_SIZE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +41,6 @@ if TYPE_CHECKING:
     Frames = NDArray[np.int64]
     Pages = NDArray[np.int64]
 
-MAX_CPU_ID = 247
 _IMPORT_CODES = np.array(
     [CONV_TO_RC_NOT_MAPPED, RC_OUTSIDE, RC_FOREIGN, RC_ALREADY_IN, RC_INTEGRITY, RC_NOT_UNPACKABLE], RC_DTYPE
 )

@@ -1,7 +1,7 @@
 """Where firmware is kept: out of reach of every object that the host holds.
 
-An :class:`~lazypv.ultravisor.calls.Ultravisor` has no attribute that leads to its arrays. Only this module's table does,
-and only firmware, hardware and :mod:`lazypv.invariants` import it; a test walks the host's objects and imports.
+An :class:`~lazypv.ultravisor.calls.Ultravisor` has no attribute that leads to its arrays. Only this module's table
+does, and only firmware, hardware and :mod:`lazypv.invariants` import it; a test walks the host's objects and imports.
 """
 
 from __future__ import annotations

@@ -1,0 +1,41 @@
+"""The command line. Nothing here imports numpy, numba or pyarrow until a command runs that needs them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lazypv._version import __version__
+from lazypv.cli.explain import explain
+from lazypv.cli.reboot import reboot, shutdown
+
+app = typer.Typer(
+    name="lazypv",
+    help="An executable model of IBM Z protected guests on Linux/KVM, and of the lazy destruction of their memory.",
+    add_completion=True,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lazypv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(reboot)
+app.command()(shutdown)
+app.command()(explain)

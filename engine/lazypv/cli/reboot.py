@@ -1,0 +1,162 @@
+"""`lazypv reboot` and `lazypv shutdown`: the main job."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from lazypv.errors import EXIT_VIOLATION
+
+if TYPE_CHECKING:
+    from lazypv.report import Comparison
+
+
+class Policy(StrEnum):
+    """Whose turn it is."""
+
+    EAGER = "eager"
+    LAZY = "lazy"
+    BOTH = "both"
+
+
+class Pattern(StrEnum):
+    """Names of the access patterns, here so that ``--help`` need not import numpy; a test compares them."""
+
+    BOOT = "boot"
+    SEQUENTIAL = "sequential"
+    UNIFORM = "uniform"
+    ZIPF = "zipf"
+
+
+Image = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[IMAGE]",
+        help="Memory of a guest: an ELF dump as QEMU writes it, also .zst, or raw memory. None: a synthetic guest.",
+        show_default=False,
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="Size of the guest, such as 8GiB. [default: 8GiB, or half of the free memory]", show_default=False),
+]
+Vcpus = Annotated[int, typer.Option(min=1, max=248, help="CPUs of the guest.")]
+Policies = Annotated[Policy, typer.Option(help="Destroy before the reboot, behind its back, or both in turn.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Cores of one bulk operation. [default: all]", show_default=False)
+]
+Batch = Annotated[int, typer.Option(min=1, help="Pages that a walk gathers with one hold of the lock.")]
+Throttle = Annotated[
+    float | None,
+    typer.Option(help="Pages a second that the background may destroy. [default: no limit]", show_default=False),
+]
+SyncBelow = Annotated[str, typer.Option(help="Guest memory below this is never destroyed lazily.")]
+WorkloadName = Annotated[Pattern, typer.Option("--workload", help="What the guest does before its last instruction.")]
+Repeat = Annotated[int, typer.Option(min=1, help="Runs of each policy; both take turns.")]
+Seed = Annotated[int, typer.Option(help="Seed of the workload and of a synthetic guest; keys never depend on it.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else.")]
+Save = Annotated[
+    Path | None, typer.Option(metavar="RUN.arrow", help="Write the timeline as an Arrow table.", show_default=False)
+]
+
+
+def reboot(
+    image: Image = None,
+    memory: Memory = None,
+    vcpus: Vcpus = 2,
+    policy: Policies = Policy.BOTH,
+    threads: Threads = None,
+    batch: Batch = 512,
+    throttle: Throttle = None,
+    sync_below: SyncBelow = "2GiB",
+    workload: WorkloadName = Pattern.BOOT,
+    repeat: Repeat = 2,
+    seed: Seed = 0,
+    json: Json = False,
+    save: Save = None,
+) -> None:
+    """Reboot a protected guest: how long is it down, and when is all of its old memory clean?
+
+    Exit status: 0 fine, 2 bad use or input, 3 an invariant was violated, 130 interrupted.
+    """
+    _run("reboot", image, memory, vcpus, policy, threads, batch, throttle, sync_below, workload, repeat, seed, json, save)
+
+
+def shutdown(
+    image: Image = None,
+    memory: Memory = None,
+    vcpus: Vcpus = 2,
+    policy: Policies = Policy.BOTH,
+    threads: Threads = None,
+    batch: Batch = 512,
+    throttle: Throttle = None,
+    sync_below: SyncBelow = "2GiB",
+    workload: WorkloadName = Pattern.BOOT,
+    repeat: Repeat = 2,
+    seed: Seed = 0,
+    json: Json = False,
+    save: Save = None,
+) -> None:
+    """Shut a protected guest down: how long until its process is gone, and when is all of its memory back?
+
+    Exit status: 0 fine, 2 bad use or input, 3 an invariant was violated, 130 interrupted.
+    """
+    _run(
+        "shutdown", image, memory, vcpus, policy, threads, batch, throttle, sync_below, workload, repeat, seed, json, save
+    )
+
+
+def _run(
+    kind: Literal["reboot", "shutdown"],
+    image: str | None,
+    memory: str | None,
+    vcpus: int,
+    policy: Policy,
+    threads: int | None,
+    batch: int,
+    throttle: float | None,
+    sync_below: str,
+    workload: Pattern,
+    repeat: int,
+    seed: int,
+    json: bool,
+    save: Path | None,
+) -> None:
+    from lazypv.cli.progress import Progress
+    from lazypv.guest import Workload
+    from lazypv.report import as_json, print_table, save_timeline
+    from lazypv.report.timeline import check_writable
+    from lazypv.scenario.compare import Plan, compare
+
+    if save is not None:
+        check_writable(save)
+    plan = Plan(
+        kind=kind,
+        image=image,
+        memory=memory,
+        vcpus=vcpus,
+        policies=("eager", "lazy") if policy is Policy.BOTH else (policy.value,),
+        threads=threads,
+        batch=batch,
+        throttle=throttle,
+        sync_below=sync_below,
+        workload=Workload(workload.value),
+        repeat=repeat,
+        seed=seed,
+        timeline=save is not None,
+    )
+    with Progress() as progress:
+        comparison: Comparison = compare(plan, progress)
+    if save is not None:
+        save_timeline(comparison, save)
+    if json:
+        typer.echo(as_json(comparison))
+    else:
+        print_table(comparison)
+    if comparison.violations:
+        for number, text in comparison.violations:
+            typer.echo(f"lazypv: invariant {number} is violated: {text}", err=True)
+        raise typer.Exit(EXIT_VIOLATION)

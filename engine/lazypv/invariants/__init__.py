@@ -1,0 +1,21 @@
+"""What has to hold, looked at with everything in view: the only room that opens firmware's vault from above.
+
+Only scenario, report and command line import it; no text and no handler asks it anything.
+"""
+
+from lazypv.invariants.accounts import ACCOUNTS_INVARIANT, LastInstruction, OldRun
+from lazypv.invariants.frames import check_frames
+from lazypv.invariants.remains import Remains, search_remains
+from lazypv.invariants.structures import check_structures
+from lazypv.invariants.violation import Violation
+
+__all__ = [
+    "ACCOUNTS_INVARIANT",
+    "LastInstruction",
+    "OldRun",
+    "Remains",
+    "Violation",
+    "check_frames",
+    "check_structures",
+    "search_remains",
+]

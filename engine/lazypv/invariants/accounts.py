@@ -1,0 +1,131 @@
+"""The accounts of pages: what an old run owned at its last instruction, and how each page became clean.
+
+Source: design, "Accounts must balance"; the model's own invariant 41.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from lazypv.host.ledger import Ledger
+from lazypv.invariants.violation import Violation
+from lazypv.ultravisor import vault
+from lazypv_kernels import scan
+
+if TYPE_CHECKING:
+    from lazypv.hardware import Machine
+    from lazypv.host.host import Host
+
+ACCOUNTS_INVARIANT: Final = 41
+_BY_TEXT = ("destroyed_sync", "destroyed_background", "destroyed_on_fault")
+
+
+@dataclass(frozen=True)
+class LastInstruction:
+    """A run at its last instruction: what the configuration owned, and what the books said."""
+
+    handle: int
+    owned: int
+    exported: int
+    books: dict[str, int]
+
+    @classmethod
+    def of(cls, host: Host, handle: int) -> LastInstruction:
+        """Take it now; the guest's CPUs have stopped."""
+        firmware = vault.firmware_of(host.machine.ultravisor)
+        configuration = firmware.configurations[handle]
+        return cls(
+            handle, owned_pages(host.machine, handle), firmware.exported(configuration), dict(host.ledger.pages)
+        )
+
+    def so_far(self, host: Host) -> OldRun:
+        """How its pages became clean until now; no other configuration died meanwhile."""
+        return OldRun.since(host, self)
+
+
+@dataclass(frozen=True)
+class OldRun:
+    """How the pages of an old run became clean, once all of it is over.
+
+    Attributes
+    ----------
+    set_aside : int
+        Pages that passed through the list; each is counted under another account too.
+    """
+
+    owned: int
+    destroyed_sync: int
+    destroyed_background: int
+    destroyed_on_fault: int
+    exported: int
+    set_aside: int
+    cleaned_by_configuration: int
+    leaked: int
+
+    @classmethod
+    def since(cls, host: Host, start: LastInstruction) -> OldRun:
+        """Read the books again; no other configuration died meanwhile."""
+        firmware = vault.firmware_of(host.machine.ultravisor)
+        configuration = firmware.configurations.get(start.handle)
+        if configuration is None:
+            exported, cleaned = firmware.history[start.handle]
+            leaked = 0
+        else:
+            exported, cleaned = firmware.exported(configuration), configuration.cleaned
+            leaked = owned_pages(host.machine, start.handle)
+        now: Ledger = host.ledger
+        by_text = {name: now.pages[name] - start.books.get(name, 0) for name in (*_BY_TEXT, "set_aside")}
+        return cls(
+            owned=start.owned,
+            exported=exported - start.exported,
+            cleaned_by_configuration=cleaned,
+            leaked=leaked,
+            **by_text,
+        )
+
+    def check(self) -> list[Violation]:
+        """Every page that was owned is in exactly one account."""
+        sources = (
+            self.destroyed_sync,
+            self.destroyed_background,
+            self.destroyed_on_fault,
+            self.exported,
+            self.cleaned_by_configuration,
+            self.leaked,
+        )
+        if sum(sources) == self.owned:
+            return []
+        return [
+            Violation(
+                ACCOUNTS_INVARIANT,
+                f"{self.owned} pages were owned at the last instruction, {sum(sources)} are accounted for: {self}",
+            )
+        ]
+
+
+def owned_pages(machine: Machine, handle: int) -> int:
+    """Guest pages that the configuration owns now; 0 if it is gone."""
+    firmware = vault.firmware_of(machine.ultravisor)
+    configuration = firmware.configurations.get(handle)
+    if configuration is None:
+        return 0
+    pieces = machine.workers.run(
+        machine.pages,
+        lambda first, last: scan.count_owned(firmware.state, firmware.owner, configuration.slot, first, last),
+        chunk=1 << 20,
+    )
+    return int(sum(pieces))
+
+
+def owned_below(machine: Machine, handle: int, limit: int) -> int:
+    """The same, guest pages below `limit` only (invariant 22)."""
+    firmware = vault.firmware_of(machine.ultravisor)
+    configuration = firmware.configurations.get(handle)
+    if configuration is None:
+        return 0
+    return int(
+        scan.count_owned_below(
+            firmware.state, firmware.owner, firmware.guest_page, configuration.slot, limit, 0, machine.pages
+        )
+    )

@@ -1,0 +1,98 @@
+"""Invariants of counters, tables and lists. Nothing may be running.
+
+Source: semantics 9, invariants 9-11, 13, 14, 17, 18, 20, 26, 27, 34.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lazypv.host.gmap import ASCE_ORIGIN
+from lazypv.invariants.violation import Violation
+from lazypv.ultravisor import vault
+from lazypv_kernels.layout import NO_FRAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lazypv.host.host import Host
+    from lazypv.host.mm import Mm
+    from lazypv.host.vm import Vm
+
+
+def check_structures(host: Host, *, drained: bool) -> list[Violation]:
+    """Look at every address space, VM and configuration; `drained`: no background thread has anything left to do."""
+    found: list[Violation] = []
+    seen: set[int] = set()
+    for process in host.processes:
+        if id(process.mm) not in seen:
+            seen.add(id(process.mm))
+            found += _address_space(host, process.mm)
+        for vm in process.vms:
+            found += _vm(vm)
+    found += _configurations(host, drained)
+    found += [Violation(number, text) for number, text in host.ledger.broken]
+    return found
+
+
+def _address_space(host: Host, mm: Mm) -> Iterator[Violation]:
+    counter = mm.protected.value
+    leaked = sum(1 for lost, _, _ in host.leaked.values() if lost is mm)
+    exist = sum(1 for owner in host.configurations.values() if owner is mm) + leaked
+    if host.series.count_configurations and counter != exist:
+        yield Violation(9, f"the protected counter is {counter}, but {exist} configurations of the address space exist")
+    if counter < 0:
+        yield Violation(11, f"the protected counter is {counter}")
+    if counter < 1 and (owned := _mapped_and_owned(host, mm)):
+        yield Violation(10, f"the protected counter is {counter}, but {owned} mapped pages belong to a configuration")
+    if mm.users < 0 or mm.count < 0 or (mm.count == 0) != mm.freed:
+        yield Violation(25, f"mm_users is {mm.users}, mm_count {mm.count}")
+    frames = [node.frames for node in mm.set_aside.nodes]
+    if any(part.size > mm.set_aside.node_capacity for part in frames):
+        yield Violation(26, f"a node of the list holds more than {mm.set_aside.node_capacity} pages")
+    on_list = np.concatenate(frames) if frames else np.empty(0, np.int64)
+    if np.unique(on_list).size != on_list.size:
+        yield Violation(26, f"{on_list.size - np.unique(on_list).size} pages are on the list twice")
+    if mm.pv_sync_destroy and on_list.size and mm.torn_down:
+        yield Violation(27, f"{on_list.size} pages are on a list that nobody will work off")
+
+
+def _mapped_and_owned(host: Host, mm: Mm) -> int:
+    owner = vault.firmware_of(host.machine.ultravisor).owner
+    return sum(
+        int(np.count_nonzero(owner[vma.pte[vma.pte != NO_FRAME].astype(np.int64) - 1])) for vma in mm.vmas
+    )
+
+
+def _vm(vm: Vm) -> Iterator[Violation]:
+    gmap, pv = vm.gmap, vm.kvm.pv
+    if gmap.guest_handle != pv.handle:
+        yield Violation(20, f"the gmap says handle {gmap.guest_handle:#x}, the VM {pv.handle:#x}")
+    alone = len(vm.process.vms) == 1
+    if gmap.asce & ASCE_ORIGIN != gmap.table.origin or (alone and gmap.asce != vm.mm.gmap_asce):
+        yield Violation(18, f"ASCE {gmap.asce:#x} does not name the top table at {gmap.table.origin:#x}")
+    if gmap.table.index:
+        yield Violation(18, f"the top table's index is {gmap.table.index}")
+    if gmap.crst_list.count(gmap.table) > 1:
+        yield Violation(17, "the top table is on the list of tables twice")
+
+
+def _configurations(host: Host, drained: bool) -> Iterator[Violation]:
+    firmware = vault.firmware_of(host.machine.ultravisor)
+    tables = [int(configuration.table[0]) for configuration in firmware.configurations.values()]
+    if len(set(tables)) != len(tables):
+        yield Violation(13, "two configurations have the same top table")
+    for handle, (_, pv, _) in host.leaked.items():
+        kept = [frames for frames in (pv.base, pv.variable) if np.any(host.machine.frames.byte[frames] == 0)]
+        if kept:
+            yield Violation(14, f"storage donated to handle {handle:#x}, whose destruction failed, is free")
+    if drained:
+        live = {vm.kvm.pv.handle for process in host.processes for vm in process.vms}
+        forgotten = [handle for handle in host.configurations if handle not in live]
+        if forgotten:
+            yield Violation(34, f"handles {', '.join(map(hex, forgotten))} were neither destroyed nor counted as leaked")
+        unknown = [h for h in firmware.configurations if h not in live and h not in host.leaked]
+        if unknown:
+            yield Violation(34, f"the Ultravisor still has handles {', '.join(map(hex, unknown))}")
