@@ -9,7 +9,9 @@ import typer
 
 
 def explain(
-    topic: Annotated[str, typer.Argument(help='A patch, defect, exception or invariant: 07, D17, 0x3f, "invariant 22".')],
+    topic: Annotated[
+        str, typer.Argument(help='A patch, defect, exception or invariant: 07, D17, 0x3f, "invariant 22".')
+    ],
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Explain a patch, a defect, an exception or an invariant, and say where it lives in the code."""

@@ -41,7 +41,9 @@ Image = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(help="Size of the guest, such as 8GiB. [default: 8GiB, or half of the free memory]", show_default=False),
+    typer.Option(
+        help="Size of the guest, such as 8GiB. [default: 8GiB, or half of the free memory]", show_default=False
+    ),
 ]
 Vcpus = Annotated[int, typer.Option(min=1, max=248, help="CPUs of the guest.")]
 Policies = Annotated[Policy, typer.Option(help="Destroy before the reboot, behind its back, or both in turn.")]
@@ -82,7 +84,9 @@ def reboot(
 
     Exit status: 0 fine, 2 bad use or input, 3 an invariant was violated, 130 interrupted.
     """
-    _run("reboot", image, memory, vcpus, policy, threads, batch, throttle, sync_below, workload, repeat, seed, json, save)
+    _run(
+        "reboot", image, memory, vcpus, policy, threads, batch, throttle, sync_below, workload, repeat, seed, json, save
+    )
 
 
 def shutdown(
@@ -105,7 +109,20 @@ def shutdown(
     Exit status: 0 fine, 2 bad use or input, 3 an invariant was violated, 130 interrupted.
     """
     _run(
-        "shutdown", image, memory, vcpus, policy, threads, batch, throttle, sync_below, workload, repeat, seed, json, save
+        "shutdown",
+        image,
+        memory,
+        vcpus,
+        policy,
+        threads,
+        batch,
+        throttle,
+        sync_below,
+        workload,
+        repeat,
+        seed,
+        json,
+        save,
     )
 
 

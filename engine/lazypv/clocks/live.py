@@ -64,6 +64,29 @@ class Hold:
     calls: int = 0
 
 
+class Signal:
+    """Wakes one sleeper; given and taken back under the mutex. A bare lock, since a control-C must leave it whole."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def give(self) -> None:
+        """Wake the sleeper; once is enough."""
+        if self._lock.locked():
+            self._lock.release()
+
+    def wait(self, timeout: float) -> None:
+        """Sleep until it is given, at most `timeout` seconds (-1: for ever)."""
+        self._lock.acquire(timeout=timeout)
+
+    def take_back(self) -> None:
+        """Whatever was given meanwhile counts no more."""
+        self._lock.acquire(blocking=False)
+
+
 @dataclass(eq=False)
 class Actor:
     """A text being driven.
@@ -80,7 +103,7 @@ class Actor:
 
     name: str
     unattended: bool = False
-    signal: threading.Event = field(default_factory=threading.Event)
+    signal: Signal = field(default_factory=Signal)
     holds: dict[Lock, Hold] = field(default_factory=dict)
     step: Step[Any] | None = None
     waits_for: str = ""
@@ -301,7 +324,7 @@ class LiveClock:
     def _end(self) -> None:
         self._ending = True
         for parked in self._parked:
-            parked.signal.set()
+            parked.signal.give()
 
     def _broke_down(self, actor: Actor, where: str, error: BaseException) -> None:
         place = "before its first step" if actor.step is None else f"{where} {actor.step}"
@@ -363,7 +386,7 @@ class LiveClock:
         """Give a lock to those in front of its queue who can have it now."""
         while (following := lock.next_in_queue()) is not None:
             following.queued = None
-            following.signal.set()
+            following.signal.give()
 
     def _fault(self, step: Step[Any]) -> Fault | None:
         return self.faults(step) if self.faults is not None else None
@@ -433,7 +456,7 @@ class LiveClock:
         self._parked.append(actor)
         try:
             self._look_for_deadlock()
-            timeout = OUTSIDE_POLL_SECONDS if actor.waiting is not None and actor.waiting.outside else None
+            timeout = OUTSIDE_POLL_SECONDS if actor.waiting is not None and actor.waiting.outside else -1
             self._mutex.release()
             try:
                 actor.signal.wait(timeout)
@@ -441,7 +464,7 @@ class LiveClock:
                 self._take_mutex()
         finally:
             self._parked.remove(actor)
-            actor.signal.clear()
+            actor.signal.take_back()
         if self._ending:
             raise self._poison if isinstance(self._poison, DeadlockError) else Cancelled
 
@@ -449,7 +472,7 @@ class LiveClock:
         """Wake those who may go on now. The one who runs looks, so that nobody is woken for nothing."""
         for parked in self._parked:
             if parked.waiting is not None and self._may_go_on(parked):
-                parked.signal.set()
+                parked.signal.give()
 
     @staticmethod
     def _may_go_on(parked: Actor) -> bool:

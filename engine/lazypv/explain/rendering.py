@@ -36,7 +36,7 @@ def series_page() -> str:
     return _page(
         "The series, patch by patch",
         "The eleven patches of `[PATCH v1 00/11] KVM: s390: pv: implement lazy destroy`, the defects that were found "
-        "in them, and the four program interruptions they turn on. Each patch is a switch of `lazypv.series.Series`.",
+        "in them, and the four program interruptions they turn on. Each patch is a switch of `lazypv.Series`.",
         "07",
         (
             ("Patches", _of_kind("patch")),

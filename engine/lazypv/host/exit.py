@@ -56,60 +56,54 @@ async def _drop_user(mm: Mm) -> bool:
 
 
 async def exit_mmap(host: Host, mm: Mm) -> None:
-    """Unmap everything. Nobody uses the mappings any more; only cleaners of the list may still know `mm`."""
+    """Unmap everything. Nobody uses the mappings any more; only cleaners of the list may still know `mm`.
+
+    Whether pages may be set aside at all cannot change any more: `pv_sync_destroy` is set by users, and none is left.
+    """
+    await Touch(mm, "pv_sync_destroy")
+    may_set_aside = host.series.lazy_shutdown and not mm.pv_sync_destroy
     for vma in mm.vmas:
         at = 0
         while at < vma.pte.size:
             if await mm.read_protected() == 0:
                 frames, at = mm.unmap(vma, at, vma.pte.size, EXPORT_BATCH)
                 host.machine.frames.put(frames)
-            elif host.series.lazy_shutdown and not await _must_export(mm):
+            elif may_set_aside:
                 at = await _set_aside(host, mm, vma, at)
             else:
-                frames, at = mm.unmap(vma, at, vma.pte.size, min(EXPORT_BATCH, host.batch * 8))
-                await host.pages.export_and_put(frames)
+                at = await _export_unmapped(host, mm, vma, at, EXPORT_BATCH)
     mm.torn_down = True
 
 
-async def _must_export(mm: Mm) -> bool:
-    """Nobody will work off the list: its last cleaner has passed it, or none was left to come."""
-    await Touch(mm, "pv_sync_destroy")
-    if mm.pv_sync_destroy:
-        return True
-    async with mm.set_aside.lock.exclusive():
-        return mm.to_drain == 0
+async def _export_unmapped(host: Host, mm: Mm, vma: Vma, at: int, limit: int) -> int:
+    """Take the next pages of `vma` out, at most `limit`, and export them; where to go on."""
+    frames, at = mm.unmap(vma, at, vma.pte.size, limit)
+    if frames.size:
+        await host.pages.export_and_put(frames)
+    return at
 
 
 async def _set_aside(host: Host, mm: Mm, vma: Vma, at: int) -> int:
     """Take the next pages of `vma` out and write them down; where to go on.
 
-    One node's worth, or, when there is no room, the one page that is exported instead while a page is allocated for the
-    next node. That page is not on the list, and no allocation is needed again before it is full.
+    One node's worth with one hold of the list. When there is no room one page is exported, and a page allocated to be
+    the next node; that page is not on the list. Where nobody will come for the list any more, pages are exported.
     """
     aside = mm.set_aside
     async with aside.lock.exclusive():
-        if aside.room and mm.to_drain:
-            frames, at = mm.unmap(vma, at, vma.pte.size, aside.room)
+        if mm.to_drain:
+            if not aside.room:
+                at = await _export_unmapped(host, mm, vma, at, 1)
+                fresh = await Alloc("list node", aside.new_node)
+                if fresh is None:
+                    return at
+                aside.nodes.appendleft(fresh)
             node = aside.nodes[0]
+            frames, at = mm.unmap(vma, at, vma.pte.size, node.room)
             if frames.size:
                 await Bulk("set aside", lambda part: _write_down(host, node, part), frames)
             return at
-    frames, at = mm.unmap(vma, at, vma.pte.size, 1)
-    if frames.size:
-        await host.pages.export_and_put(frames)
-        fresh = await Alloc("list node", aside.new_node)
-        if fresh is not None:
-            await _link(mm, fresh)
-    return at
-
-
-async def _link(mm: Mm, node: Node) -> None:
-    """Put an empty node at the head of the list, unless nobody will come for it any more."""
-    async with mm.set_aside.lock.exclusive():
-        if mm.to_drain:
-            mm.set_aside.nodes.appendleft(node)
-            return
-    mm.set_aside.free_node(node)
+    return await _export_unmapped(host, mm, vma, at, EXPORT_BATCH)
 
 
 def _write_down(host: Host, node: Node, frames: NDArray[np.int64]) -> BulkAnswer:
@@ -147,9 +141,9 @@ async def drain_set_aside(pages: SecurePages, mm: Mm, account: str) -> None:
         mm.to_drain -= 1
     for node in nodes:
         frames = node.frames
-        rc = await pages.destroy_kept(frames, account)
-        refused = frames[rc != RC_DONE]
-        pages.ledger.add("set_aside", frames.size - refused.size)
+        answer = await pages.destroy_kept(frames, account)
+        pages.ledger.add("set_aside", answer.done)
+        refused = frames[answer.rc != RC_DONE] if answer.refused else frames[:0]
         if refused.size:
             await _refused_on_the_list(pages, mm, refused)
         aside.free_node(node)

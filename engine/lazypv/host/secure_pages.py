@@ -58,11 +58,11 @@ class SecurePages:
         )
         self.ledger.add(account, answer.done)
 
-    async def destroy_kept(self, frames: Frames, account: str) -> Codes:
+    async def destroy_kept(self, frames: Frames, account: str) -> BulkAnswer:
         """Destroy `frames` and clear the mark of each that was; references are dropped where that succeeded."""
         answer = await self._until_answered("destroy set-aside pages", self._destroy_and_put_if_done, frames)
         self.ledger.add(account, answer.done)
-        return answer.rc
+        return answer
 
     def _destroy_and_put_if_done(self, frames: Frames) -> BulkAnswer:
         answer = self._call_and_settle(self.ultravisor.destroy_pages, frames, drop=False)

@@ -35,9 +35,7 @@ class LastInstruction:
         """Take it now; the guest's CPUs have stopped."""
         firmware = vault.firmware_of(host.machine.ultravisor)
         configuration = firmware.configurations[handle]
-        return cls(
-            handle, owned_pages(host.machine, handle), firmware.exported(configuration), dict(host.ledger.pages)
-        )
+        return cls(handle, owned_pages(host.machine, handle), firmware.exported(configuration), dict(host.ledger.pages))
 
     def so_far(self, host: Host) -> OldRun:
         """How its pages became clean until now; no other configuration died meanwhile."""

@@ -44,9 +44,7 @@ def _states(machine: Machine) -> list[Violation]:
         (4, "frames are claimed although nothing runs"),
     )
     return [
-        Violation(number, f"{int(count)} {text}")
-        for (number, text), count in zip(texts, counts, strict=True)
-        if count
+        Violation(number, f"{int(count)} {text}") for (number, text), count in zip(texts, counts, strict=True) if count
     ]
 
 

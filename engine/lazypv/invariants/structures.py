@@ -61,9 +61,7 @@ def _address_space(host: Host, mm: Mm) -> Iterator[Violation]:
 
 def _mapped_and_owned(host: Host, mm: Mm) -> int:
     owner = vault.firmware_of(host.machine.ultravisor).owner
-    return sum(
-        int(np.count_nonzero(owner[vma.pte[vma.pte != NO_FRAME].astype(np.int64) - 1])) for vma in mm.vmas
-    )
+    return sum(int(np.count_nonzero(owner[vma.pte[vma.pte != NO_FRAME].astype(np.int64) - 1])) for vma in mm.vmas)
 
 
 def _vm(vm: Vm) -> Iterator[Violation]:
@@ -92,7 +90,9 @@ def _configurations(host: Host, drained: bool) -> Iterator[Violation]:
         live = {vm.kvm.pv.handle for process in host.processes for vm in process.vms}
         forgotten = [handle for handle in host.configurations if handle not in live]
         if forgotten:
-            yield Violation(34, f"handles {', '.join(map(hex, forgotten))} were neither destroyed nor counted as leaked")
+            yield Violation(
+                34, f"handles {', '.join(map(hex, forgotten))} were neither destroyed nor counted as leaked"
+            )
         unknown = [h for h in firmware.configurations if h not in live and h not in host.leaked]
         if unknown:
             yield Violation(34, f"the Ultravisor still has handles {', '.join(map(hex, unknown))}")

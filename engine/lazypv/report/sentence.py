@@ -43,6 +43,6 @@ def sentence(comparison: Comparison) -> str:
 
 def seconds_text(seconds: float) -> str:
     """Seconds as a person reads them."""
-    if seconds >= 1:
+    if seconds >= 0.9995:
         return f"{seconds:.2f} s"
     return f"{seconds * 1000:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"

@@ -37,7 +37,7 @@ def print_table(comparison: Comparison, console: Console | None = None) -> None:
         table.add_column(policy, justify="right")
     for name, figure in _rows(comparison):
         cells = [figure(runs) for runs in comparison.runs.values()]
-        if any(cell not in ("", "0") for cell in cells):
+        if any(cell not in ("", "0", "0 µs", "0 B") for cell in cells):
             table.add_row(name, *cells)
     console.print(table)
     ratio = speedup(comparison)
@@ -65,8 +65,9 @@ Row = tuple[str, "Callable[[list[Measured]], str]"]
 
 def _rows(comparison: Comparison) -> list[Row]:
     rows: list[Row] = [
-        ("downtime", lambda runs: _seconds(spread(runs, lambda run: run.downtime_s))),
-        ("all memory back after", lambda runs: _seconds(spread(runs, lambda run: run.complete_s))),
+        ("downtime", lambda runs: seconds_text(spread(runs, lambda run: run.downtime_s).median)),
+        ("  lowest to highest", lambda runs: _range(spread(runs, lambda run: run.downtime_s))),
+        ("all memory back after", lambda runs: seconds_text(spread(runs, lambda run: run.complete_s).median)),
         ("held back at most", lambda runs: format_size(max(run.held_back_bytes for run in runs))),
         ("pages owned at the last instruction", lambda runs: f"{typical(runs).owned_pages:,}"),
     ]
@@ -78,10 +79,12 @@ def _rows(comparison: Comparison) -> list[Row]:
     for call in sorted({call for runs in comparison.runs.values() for call in typical(runs).uvcs}):
         rows.append((f"UVC {call}", _counted("uvcs", call)))
     rows += [
-        ("longest hold of the mmap lock", lambda runs: _hold(typical(runs))),
-        ("next run slower while cleaning went on", lambda runs: _slowdown(runs)),
+        ("longest hold of the mmap lock, pages", lambda runs: f"{typical(runs).longest_hold.pages:,}"),
+        ("  calls made under it", lambda runs: f"{typical(runs).longest_hold.calls:,}"),
+        ("  seconds", lambda runs: seconds_text(typical(runs).longest_hold.seconds)),
+        ("next run slower while cleaning went on", _slowdown),
         ("background threads", lambda runs: str(typical(runs).threads)),
-        ("set-up, not counted", lambda runs: _seconds(spread(runs, lambda run: run.setup_s))),
+        ("set-up, not counted", lambda runs: seconds_text(spread(runs, lambda run: run.setup_s).median)),
     ]
     return rows
 
@@ -94,16 +97,10 @@ def _counted(which: str, key: object) -> Callable[[list[Measured]], str]:
     return lambda runs: f"{getattr(typical(runs), which).get(key, 0):,}"
 
 
-def _seconds(figure: Spread) -> str:
-    text = seconds_text(figure.median)
-    return text if figure.low == figure.high else f"{text} ({seconds_text(figure.low)} to {seconds_text(figure.high)})"
-
-
-def _hold(run: Measured) -> str:
-    hold = run.longest_hold
-    return f"{hold.pages:,} pages, {hold.calls:,} calls, {seconds_text(hold.seconds)}" if hold.pages else "0"
+def _range(figure: Spread) -> str:
+    return "" if figure.low == figure.high else f"{seconds_text(figure.low)} to {seconds_text(figure.high)}"
 
 
 def _slowdown(runs: list[Measured]) -> str:
     slowdowns = [run.slowdown for run in runs if run.slowdown is not None]
-    return f"{max(slowdowns):.2f} times" if slowdowns else ""
+    return f"{max(slowdowns):.2f} times" if slowdowns else "-"

@@ -12,8 +12,9 @@ from lazypv.guest import Workload
 from lazypv.hardware import UV_BASE_PAGES, Machine
 from lazypv.host.host import frames_for
 from lazypv.host.kvm import StorageSizes
-from lazypv.image import GuestImage, open_image
+from lazypv.image import GuestImage
 from lazypv.machine.storage import available_memory
+from lazypv.scenario.host import image_for
 from lazypv.scenario.measure import PHASES, Job, Kind, Measured, Policy, measure
 from lazypv.sizes import PAGE_SIZE, parse_pages, parse_size
 
@@ -99,7 +100,7 @@ def compare(plan: Plan, progress: ProgressReport) -> Comparison:
     order = _turns(plan)
     progress.expect(len(order) * PHASES + 2)
     progress("read the image")
-    image = open_image(plan.image, seed=plan.seed)
+    image = image_for(plan.image, plan.memory, plan.seed)
     sync_below = parse_size(plan.sync_below)
     parse_pages(sync_below)
     memory = guest_memory(plan.memory, image)

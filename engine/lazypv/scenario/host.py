@@ -1,12 +1,12 @@
 """The library's host and VM: the kernel's texts, driven by the live clock.
 
-    machine = lazypv.Machine("16GiB")
-    host = lazypv.Host(machine, lazy_destroy=True)
-    vm = host.create_vm("8GiB", vcpus=2, image="guest.elf.zst")
-    vm.protect()
-    vm.run(lazypv.Workload("uniform"))
-    report = vm.reboot()
-    host.drain()
+machine = lazypv.Machine("16GiB")
+host = lazypv.Host(machine, lazy_destroy=True)
+vm = host.create_vm("8GiB", vcpus=2, image="guest.elf.zst")
+vm.protect()
+vm.run(lazypv.Workload("uniform"))
+report = vm.reboot()
+host.drain()
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lazypv.host.kvm import Result, disable
 from lazypv.host.run import access
 from lazypv.host.vm import Process, Vm
 from lazypv.host.walk import LIVE_BATCH, Throttle
-from lazypv.image import NO_PAGE, GuestImage, open_image
+from lazypv.image import NO_PAGE, SYNTHETIC_SIZE, GuestImage, open_image, synthetic
 from lazypv.invariants import LastInstruction, OldRun, Violation, check_frames, check_structures
 from lazypv.invariants.accounts import owned_below
 from lazypv.scenario.boot import BOOT_IMAGE_SIZE, BootImage, load_boot_image, protect
@@ -34,6 +34,7 @@ from lazypv.sizes import PAGE_SIZE, format_size, parse_pages
 from lazypv.steps import Text, Wait
 from lazypv.ultravisor.interface import RRC_DEFERRED
 from lazypv_kernels.access import LOAD, hash_words
+from lazypv_kernels.layout import NO_FRAME
 
 if TYPE_CHECKING:
     import os
@@ -144,7 +145,7 @@ class Host:
         """
         if vcpus < 1:
             raise UsageError(f"a VM with {vcpus} CPUs is refused: it has to have 1 or more")
-        opened = image if isinstance(image, GuestImage) else open_image(image, seed=seed)
+        opened = image if isinstance(image, GuestImage) else image_for(image, memory, seed)
         pages = opened.size // PAGE_SIZE if memory is None else parse_pages(memory)
         rows = opened.source(pages * PAGE_SIZE)
         needed = frames_for(pages, vcpus, self.kernel.storage_sizes, self.kernel.node_capacity)
@@ -178,6 +179,14 @@ class Host:
     def close(self) -> None:
         """End what still runs and join all threads."""
         self.clock.stop()
+
+
+def image_for(path: str | os.PathLike[str] | None, memory: int | str | None, seed: int) -> GuestImage:
+    """The image at `path`, or a synthetic guest that is no larger than `memory`."""
+    if path is not None:
+        return open_image(path)
+    size = SYNTHETIC_SIZE if memory is None else min(SYNTHETIC_SIZE, parse_pages(memory) * PAGE_SIZE)
+    return synthetic(seed, size)
 
 
 class VM:
@@ -281,6 +290,19 @@ class VM:
     def zero_hash(self) -> int:
         """Hash of a page of zeroes, as :meth:`read` gives it."""
         return int(hash_words(np.zeros((1, PAGE_SIZE // 8), np.uint64), 0))
+
+    def frame_of(self, page: int) -> int:
+        """Host frame that backs a guest page.
+
+        Raises
+        ------
+        UsageError
+            Nothing is mapped there.
+        """
+        entry = int(self.kernel_vm.gmap.pte[page]) if 0 <= page < self.pages else NO_FRAME
+        if entry == NO_FRAME:
+            raise UsageError(f"nothing is mapped at guest page {page:#x}")
+        return entry - 1
 
     def share(self, pages: NDArray[np.int64]) -> None:
         """The guest overwrites `pages` and shares them with the host."""

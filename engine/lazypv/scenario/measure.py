@@ -21,7 +21,6 @@ from lazypv.host.teardown import DESTROY_THREAD
 from lazypv.invariants import Remains, Violation, search_remains
 from lazypv.scenario.boot import GuestStartError
 from lazypv.scenario.host import Host, Report
-from lazypv.sizes import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,6 +136,8 @@ class _Run:
         self.vm.share(self.shared)
         progress("remember contents")
         self.remains = self._remember()
+        mine = np.setdiff1d(np.arange(self.vm.boot_image.pages, self.vm.pages), self.shared, assume_unique=True)
+        self.late = np.ascontiguousarray(mine[::-1][: 2 * EARLY_PAGES])
         self.setup_s = host.clock.now() - start
 
     def _pages_to_share(self) -> NDArray[np.int64]:
@@ -161,7 +162,6 @@ class _Run:
         start = host.clock.now()
         report = self.vm.reboot() if job.kind == "reboot" else self.vm.shutdown()
         threads = int(report.deferred)
-        self._check_report(report)
         slowdown = self._new_run(report) if job.kind == "reboot" else None
         kernel.throttle.open = True
         self.progress("wait for the cleaner")
@@ -188,6 +188,7 @@ class _Run:
         )
         host.clock.timeline = None
         self.progress("check")
+        self._check_report(report)
         self._check_end(accounts, ultravisor.issued["DESTROY_SEC_CONF"] - issued["DESTROY_SEC_CONF"])
         self._end_guest()
         measured.violations = self.violations
@@ -200,8 +201,7 @@ class _Run:
         vm = self.vm
         self.progress("next run")
         try:
-            late = np.setdiff1d(np.arange(vm.boot_image.pages, vm.pages), self.shared)[::-1]
-            early, first = late[:EARLY_PAGES], late[EARLY_PAGES : 2 * EARLY_PAGES]
+            early, first = self.late[:EARLY_PAGES], self.late[EARLY_PAGES:]
             vm.read(early)
             vm.protect()
             self._expect_zero(vm.read(np.concatenate([first, self.shared[::-1][:SHARED_LEAST]])))
@@ -242,7 +242,9 @@ class _Run:
         if report.left_below_limit:
             self._violated(22, f"{report.left_below_limit} pages below the limit still belong to the old run")
         if report.deferred and report.destroyed_sync > limit:
-            self._violated(40, f"{report.destroyed_sync} pages were destroyed in the guest's time, {limit} at most may be")
+            self._violated(
+                40, f"{report.destroyed_sync} pages were destroyed in the guest's time, {limit} at most may be"
+            )
         if report.deferred and self.policy == "eager":
             self._violated(38, "lazy_destroy is 0, but the destruction was put off")
 

@@ -1,0 +1,147 @@
+"""What subject, limit and rivals of one benchmark stand on: one machine, one image, threads; and its end.
+
+Benchmarks may do what the host must not: look at frames' bytes and set their states, to measure one operation without
+everything that leads up to it. Who does so says why destroy, or whatever is measured, cannot tell the difference.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lazypv.errors import ModelError
+from lazypv.hardware import Machine
+from lazypv.image import GuestImage
+from lazypv.image.synthetic import DEFAULT_SIZE, synthetic
+from lazypv.scenario.compare import machine_size
+from lazypv.ultravisor import vault
+from lazypv_kernels.layout import MARK_SECURE, NS, SEC
+from lazypv_kernels.workers import Workers
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lazypv.scenario import VM
+
+    Frames = NDArray[np.int64]
+
+
+ONE_PIECE: Final = 0.99
+"""Share of a guest's frames that are neighbours, at least, for a limit that goes over these to be fair."""
+
+
+class Rig:
+    """One benchmark's machine and whatever else has to be given back at its end.
+
+    Parameters
+    ----------
+    size : int
+        Bytes of the benchmark's guest.
+
+    Attributes
+    ----------
+    closing : ExitStack
+        What is closed with the rig, last first.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.closing = ExitStack()
+        self._machine: Machine | None = None
+        self._images: dict[int, GuestImage] = {}
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closing.close()
+        self._machine = None
+
+    def make_machine(self, *guests: int, vcpus: int = 1, threads: int = 1) -> Machine:
+        """The rig's machine, with room for guests of these sizes; its storage is touched once, here."""
+        if self._machine is not None:
+            raise ModelError("a rig has one machine")
+        self._machine = Machine(sum(machine_size(guest, vcpus) for guest in guests), threads=threads)
+        self.closing.callback(self._machine.close)
+        return self._machine
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that the subject has made."""
+        if self._machine is None:
+            raise ModelError("the subject of this benchmark has not made a machine")
+        return self._machine
+
+    def image(self, memory: int) -> GuestImage:
+        """An opened image for a guest of `memory` bytes: synthetic, and repeated where the guest is larger."""
+        size = min(memory, DEFAULT_SIZE)
+        if size not in self._images:
+            self._images[size] = synthetic(size=size)
+        return self._images[size]
+
+    def workers(self, threads: int) -> Workers:
+        """Threads for a limit or rival."""
+        workers = Workers(threads)
+        self.closing.callback(workers.close)
+        return workers
+
+
+def contents_of(machine: Machine, frames: Frames) -> NDArray[np.uint8]:
+    """The bytes of `frames`, in ascending order, from the last gap on: uint8[k, 4096], a view.
+
+    The guest's top table lies between its first frames and all others; a limit goes over those others, in one piece.
+    """
+    gaps = np.flatnonzero(np.diff(frames) != 1)
+    first = int(gaps[-1]) + 1 if gaps.size else 0
+    if frames.size - first < frames.size * ONE_PIECE:
+        raise ModelError(
+            f"{frames.size} frames of a benchmark lie in pieces: the last has {frames.size - first} of them"
+        )
+    return vault.firmware_of(machine.ultravisor).storage.contents[int(frames[first]) : int(frames[-1]) + 1]
+
+
+def free_contents(machine: Machine, pages: int) -> NDArray[np.uint8]:
+    """Bytes of `pages` neighbouring frames that are nobody's while no guest lives: uint8[pages, 4096], a view."""
+    busy = np.flatnonzero(machine.frames.byte)
+    first = int(busy[np.argmax(np.diff(busy))]) + 1
+    free = contents_of(machine, np.arange(first, first + pages))
+    if np.any(machine.frames.byte[first : first + pages]):
+        raise ModelError(f"the machine of a benchmark has no {pages} free frames in one piece")
+    return free
+
+
+def frames_of(vm: VM) -> Frames:
+    """Host frames of the guest, in order of its pages, all of which are mapped."""
+    return vm.kernel_vm.gmap.pte.astype(np.int64) - 1
+
+
+def make_secure_again(machine: Machine, frames: Frames) -> None:
+    """Let `frames` look as the pages of a dead configuration do: secure, owned by it, marked by the host.
+
+    Destroy reads a frame's state, its owner and how many CPUs the owner has, and nothing else; the walk reads mappings,
+    which stay, and counts references, which it has put. So the last slot of the directory, which no configuration has,
+    does for one that has lost its CPUs, and neither boot nor import has to be repeated between two runs.
+    """
+    firmware = vault.firmware_of(machine.ultravisor)
+    firmware.owner[frames] = firmware.slots
+    machine.frames.byte[frames] |= MARK_SECURE
+    firmware.state[frames] = SEC
+
+
+def expect_destroyed(machine: Machine, frames: Frames) -> None:
+    """Every one of `frames` is non-secure, unmarked and has its mapping's reference only.
+
+    Raises
+    ------
+    ModelError
+        The walk has left something undone.
+    """
+    firmware = vault.firmware_of(machine.ultravisor)
+    left = int(np.count_nonzero((firmware.state[frames] != NS) | (machine.frames.byte[frames] != 1)))
+    if left:
+        raise ModelError(f"{left} of {frames.size} pages were not destroyed by the walk that was measured")

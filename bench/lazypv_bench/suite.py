@@ -1,0 +1,61 @@
+"""The whole suite: every declared benchmark, and how they are run one after the other.
+
+A new benchmark is a function in the module of its subject; a new module is named here.
+"""
+
+from __future__ import annotations
+
+import gc
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from lazypv.errors import MemoryShortageError
+from lazypv.machine.storage import available_memory
+from lazypv.sizes import format_size
+from lazypv_bench.harness import REGISTRY, Benchmark, Progress, Result, Settings, measure, phases
+from lazypv_bench.rig import Rig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SUBJECTS: Final = ("walks", "downtime", "boot", "startup")
+"""Modules that declare benchmarks, in the order in which they are listed."""
+
+for _subject in SUBJECTS:
+    import_module(f"lazypv_bench.{_subject}")
+
+__all__ = ["REGISTRY", "SUBJECTS", "run"]
+
+
+def run(benchmarks: Iterable[Benchmark], settings: Settings, progress: Progress) -> list[Result]:
+    """Measure `benchmarks`, each on a rig of its own.
+
+    Raises
+    ------
+    MemoryShortageError
+        The computer has less memory than the largest guest takes; nothing has been measured then.
+    """
+    chosen = list(benchmarks)
+    for benchmark in chosen:
+        _expect_memory(benchmark, settings)
+    progress.expect(len(chosen) * phases(settings.pairs))
+    results = []
+    for benchmark in chosen:
+        results.append(measure_alone(benchmark, settings, progress))
+        gc.collect()  # the machine's memory, before the next one is made
+    return results
+
+
+def measure_alone(benchmark: Benchmark, settings: Settings, progress: Progress) -> Result:
+    """Measure one, on a rig that is closed afterwards."""
+    with Rig(benchmark.guest_size(settings.size)) as rig:
+        return measure(benchmark, rig, settings.pairs, progress)
+
+
+def _expect_memory(benchmark: Benchmark, settings: Settings) -> None:
+    guest, available = benchmark.guest_size(settings.size), available_memory()
+    if guest > available:
+        raise MemoryShortageError(
+            f"{benchmark.name} takes a guest of {format_size(guest)}, but {format_size(available)} of memory are"
+            " available: choose other benchmarks, or a smaller --size"
+        )

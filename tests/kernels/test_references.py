@@ -1,0 +1,149 @@
+"""The host's byte of each frame, and page table entries, against their twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import twins
+
+from lazypv_kernels import references
+from lazypv_kernels.layout import MARK_SECURE, MARK_WRITEBACK, RC_BUSY, RC_DONE, REFERENCES
+
+from .worlds import agree, every_size, random_frames, random_pte, seeds
+
+
+def random_host(rng, size, frozen=False):
+    """Free frames, frames with one to 63 references, with and without marks; frozen ones only on demand."""
+    host = rng.choice(np.array([0, 1, 1, 2, 3, 61, 62, 63], np.uint8), size)
+    host[host != 0] |= rng.choice(np.array([0, 0x40, 0x80, 0xC0], np.uint8), np.count_nonzero(host))
+    if frozen:
+        host[rng.random(size) < 0.1] = MARK_SECURE
+    return host
+
+
+def test_a_reference_is_taken_from_every_byte_that_has_one():
+    """Free: nobody has it; 62 and more: left to the side table. A frozen frame is waited for, so it is left out."""
+    host = np.arange(256, dtype=np.uint8)
+    for frame in range(256):
+        if frame == 0 or host[frame] & REFERENCES:
+            agree(references.get_reference, twins.get_reference, host, frame)
+
+
+@every_size
+@seeds(6)
+def test_getting_references_stops_where_python_has_to_help(seed, size):
+    """A frame twice in the batch gets two references."""
+    rng = np.random.default_rng(seed)
+    frames = random_frames(rng, size, 2 * size)
+    host = random_host(rng, size)
+    host[rng.random(size) < 0.9] = 1
+    agree(references.get_references, twins.get_references, host, frames, 0, frames.size)
+
+
+@every_size
+@seeds(6)
+def test_gathering_is_its_twin(seed, size):
+    """Patch 05: present entries up to the limit, one extra reference each, stale entries left out."""
+    rng = np.random.default_rng(seed)
+    pte, host = random_pte(rng, size, 40), random_host(rng, size)
+    host[rng.random(size) < 0.7] = 1
+    at = int(rng.integers(0, 41))
+    for limit in (0, 1, 5, 40):
+        agree(references.gather, twins.gather, pte, at, 40, host, limit, np.full(40, -9))
+
+
+@every_size
+@seeds(6)
+def test_looking_up_is_its_twin(seed, size):
+    """One reference more on what is mapped, -1 elsewhere, also outside the translation."""
+    rng = np.random.default_rng(seed)
+    pages = rng.integers(-3, 43, 20)
+    host = random_host(rng, size)
+    host[rng.random(size) < 0.7] = 1
+    agree(references.look_up, twins.look_up, random_pte(rng, size, 40), pages, host, np.full(20, -9), 0, 20)
+
+
+@pytest.mark.parametrize("clear_mark", [True, False])
+@pytest.mark.parametrize("drop", [True, False])
+@every_size
+@seeds(4)
+def test_settling_is_its_twin(seed, size, drop, clear_mark):
+    """Invariant 3: the mark goes only where the call succeeded, or with the last reference."""
+    rng = np.random.default_rng(seed)
+    frames = random_frames(rng, size, size)
+    host = random_host(rng, size, frozen=seed == 0)
+    host[rng.random(size) < 0.7] = MARK_SECURE | 2
+    rc = rng.choice(np.array([RC_DONE, RC_BUSY, 0xF01], np.uint16), frames.size)
+    agree(references.settle, twins.settle, host, frames, 0, frames.size, rc, clear_mark, drop)
+
+
+@every_size
+@seeds(4)
+def test_freezing_and_thawing_are_their_twins(seed, size):
+    """Semantics 2.5, invariants 5, 6: exactly the expected references and no writeback; the mark comes first."""
+    rng = np.random.default_rng(seed)
+    frames = random_frames(rng, size, size)
+    host = random_host(rng, size, frozen=True)
+    host[rng.random(size) < 0.5] = 1
+    expected = rng.choice(np.array([0, 1, 1, 1, 2], np.uint8), frames.size)
+    _, after = agree(
+        references.freeze, twins.freeze, host, frames, expected, 0, frames.size, np.zeros(frames.size, np.uint16)
+    )
+    frozen, rc = after[0], after[5]
+    agree(references.unfreeze, twins.unfreeze, frozen, frames, expected, 0, frames.size, rc)
+
+
+@every_size
+@seeds(3)
+def test_marks_are_read_set_and_cleared_without_touching_references(seed, size):
+    """Semantics 2.4."""
+    rng = np.random.default_rng(seed)
+    host, frames = random_host(rng, size, frozen=True), random_frames(rng, size, size)
+    for mark in (MARK_SECURE, MARK_WRITEBACK):
+        agree(references.marked, twins.marked, host, frames, mark, 0, frames.size, np.zeros(frames.size, np.bool_))
+        for on in (True, False):
+            agree(references.mark_frames, twins.mark_frames, host, frames, mark, on, 0, frames.size)
+
+
+def test_a_byte_is_exchanged_only_if_it_is_what_it_was():
+    """What Python changes beside kernels goes by compare-and-swap too."""
+    host = np.array([5, 0x85], np.uint8)
+    for seen in (5, 0x85):
+        agree(references.exchange_byte, twins.exchange_byte, host, 1, seen, 0x86)
+
+
+@every_size
+@seeds(4)
+def test_allocating_is_its_twin(seed, size):
+    """Free frames are found from any start, around the end, once each."""
+    rng = np.random.default_rng(seed)
+    host = random_host(rng, size)
+    for start in (0, size // 2, size):
+        for want in (0, 1, 5, size + 1):
+            agree(references.allocate, twins.allocate, host, start, want, np.full(max(want, 1), -9))
+
+
+@every_size
+@seeds(4)
+def test_allocating_a_run_is_its_twin(seed, size):
+    """Consecutive, aligned, not before `start`; a failed search leaves nothing taken."""
+    rng = np.random.default_rng(seed)
+    host = random_host(rng, size)
+    host[rng.random(size) < 0.5] = 0
+    for start in (0, 3, size):
+        for align in (1, 4):
+            for want in (1, 2, 4, size + 1):
+                agree(references.allocate_run, twins.allocate_run, host, start, align, want)
+
+
+@every_size
+@seeds(4)
+def test_mapping_and_unmapping_are_their_twins(seed, size):
+    """Who comes second is told so; unmapping hands over every frame once."""
+    rng = np.random.default_rng(seed)
+    pages = rng.integers(0, 40, size)
+    pte = random_pte(rng, size, 40)
+    frames = random_frames(rng, size, size)
+    agree(references.map_pages, twins.map_pages, pte, pages, frames, 0, size, np.zeros(size, np.uint8))
+    for limit in (0, 1, 7, 40):
+        agree(references.unmap, twins.unmap, pte, int(rng.integers(0, 41)), 40, limit, np.full(40, -9))

@@ -1,0 +1,94 @@
+"""Scans against their twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import twins
+
+from lazypv_kernels import scan
+
+from .worlds import GUEST_PAGES, SLOTS, agree, every_size, random_owner, random_pte, random_state, random_words, seeds
+
+
+def some_range(rng, size):
+    first, last = sorted(rng.integers(0, size + 1, 2).tolist())
+    return first, last
+
+
+@every_size
+@seeds(3)
+def test_counting_frames_is_its_twin(seed, size):
+    """By slot and state, by owner, and below a guest page (invariant 22)."""
+    rng = np.random.default_rng(seed)
+    state = random_state(rng, size)
+    owner, guest_page = random_owner(rng, state), rng.integers(0, GUEST_PAGES, size).astype(np.uint32)
+    first, last = some_range(rng, size)
+    agree(scan.census, twins.census, state, owner, first, last, np.zeros((SLOTS + 1, 8), np.int64))
+    for slot in range(1, SLOTS + 1):
+        agree(scan.count_owned, twins.count_owned, state, owner, slot, first, last)
+        agree(
+            scan.count_owned_below, twins.count_owned_below, state, owner, guest_page, slot, GUEST_PAGES // 2, first,
+            last,
+        )  # fmt: skip
+        seen_pages = np.zeros(GUEST_PAGES, np.uint8)
+        agree(
+            scan.count_double_owned, twins.count_double_owned, state, owner, guest_page, slot, seen_pages, first, last
+        )
+
+
+@every_size
+@seeds(3)
+def test_frames_that_contradict_an_invariant_are_counted(seed, size):
+    """Invariants 1, 2, 4, and nothing held while nothing runs; owners here fit nothing."""
+    rng = np.random.default_rng(seed)
+    state, owner = random_state(rng, size), rng.integers(0, 2, size).astype(np.uint16)
+    host = rng.choice(np.array([0, 1, 0x80, 0x81], np.uint8), size)
+    agree(
+        scan.count_broken_frames, twins.count_broken_frames, state, owner, host, *some_range(rng, size),
+        np.zeros(4, np.int64),
+    )  # fmt: skip
+
+
+@every_size
+@seeds(3)
+def test_references_are_counted_and_compared_with_what_is_expected(seed, size):
+    """Each mapping is one reference."""
+    rng = np.random.default_rng(seed)
+    host, expected = rng.integers(0, 256, size).astype(np.uint8), rng.integers(0, 64, size).astype(np.uint8)
+    agree(scan.count_references, twins.count_references, host, random_pte(rng, size, 40), expected, 3, 40)
+    for room in (0, 3, 200):
+        agree(
+            scan.compare_references, twins.compare_references, host, expected, *some_range(rng, size),
+            np.zeros(room, np.int64),
+        )  # fmt: skip
+
+
+@every_size
+@seeds(2)
+def test_frames_that_hold_a_stamp_are_found(seed, size):
+    """Remanence: in any aligned word, asking neither state nor owner."""
+    rng = np.random.default_rng(seed)
+    words, stamps = random_words(rng, size), rng.integers(0, 2**64, 3, np.uint64)
+    for frame in np.flatnonzero(rng.random(size) < 0.3):
+        words[frame, rng.integers(0, 512)] = stamps[rng.integers(0, 3)]
+    for room in (0, 2, 200):
+        agree(scan.find_words, twins.find_words, words, stamps, *some_range(rng, size), np.zeros(room, np.int64))
+
+
+@every_size
+@seeds(2)
+def test_frames_whose_content_is_known_by_hash_are_found(seed, size):
+    """Remanence: old page hashes, looked up over all frames."""
+    rng = np.random.default_rng(seed)
+    words = random_words(rng, size)
+    _, arguments = agree(scan.hash_frames, twins.hash_frames, words, 0, size, np.zeros(size, np.uint64))
+    hashes = arguments[3]
+    known = np.concatenate([hashes[::3], hashes[:1], np.zeros(2, np.uint64), rng.integers(1, 2**64, 9, np.uint64)])
+    table = np.zeros(512, np.uint64)
+    scan.fill_hash_table(table, known)
+    expected = np.zeros(512, np.uint64)
+    twins.fill_hash_table(expected, known)
+    np.testing.assert_array_equal(np.sort(table), np.sort(expected))
+    for room in (0, 2, 200):
+        hits, _ = agree(scan.find_hashes, twins.find_hashes, words, table, 0, size, np.zeros(room, np.int64))
+        assert hits == len(range(0, size, 3))

@@ -1,0 +1,205 @@
+"""The host's books: references, marks, free frames."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from lazypv.errors import FrameError, ModelError
+from lazypv.machine import HostFrames
+from lazypv_kernels.layout import MARK_SECURE, PTE_DTYPE, RC_DONE, RC_DTYPE
+
+
+def frames_of(*numbers):
+    return np.array(numbers, np.int64)
+
+
+def codes(*numbers):
+    return np.array(numbers, RC_DTYPE)
+
+
+@pytest.fixture
+def books():
+    return HostFrames(40)
+
+
+def test_a_reference_dropped_twice_is_a_bug_of_the_model(books):
+    """Invariant 25: each reference is undone exactly once."""
+    frames = books.allocate(3)
+    books.put(frames)
+    with pytest.raises(ModelError, match="frame 1: a reference was dropped twice"):
+        books.put(frames[1:])
+    books.allocate(40)
+    with pytest.raises(ModelError, match="frame 5: a reference was dropped twice"):
+        books.put(frames_of(4, 5, 5))
+
+
+def test_a_reference_on_a_free_frame_is_a_bug_of_the_model(books):
+    """Nobody holds it, so nobody can pass one on."""
+    with pytest.raises(ModelError, match="frame 7"):
+        books.get(frames_of(7))
+    assert books.free() == 40
+
+
+def test_the_mark_goes_only_where_the_call_succeeded(books):
+    """Invariant 3, semantics 2.4: never cleared on failure of the call."""
+    frames = books.allocate(4)
+    books.byte[frames] |= MARK_SECURE
+    books.settle(frames, codes(RC_DONE, 0, 0xF01, RC_DONE), clear_mark=True, drop=False)
+    assert books.marked(frames).tolist() == [False, True, True, False]
+    assert [books.reference_count(frame) for frame in frames] == [1] * 4
+    books.byte[frames] |= MARK_SECURE
+    books.settle(frames, codes(RC_DONE, RC_DONE, 0, 0), clear_mark=False, drop=False)
+    assert books.marked(frames).all()
+
+
+def test_the_mark_goes_with_the_last_reference(books):
+    """Semantics 2.4: cleared by the page allocator when a page is freed."""
+    frames = books.allocate(2)
+    books.get(frames[:1])
+    books.byte[frames] |= MARK_SECURE
+    assert books.settle(frames, codes(0, 0), clear_mark=True, drop=True) == 1
+    assert books.marked(frames).tolist() == [True, False]
+    assert books.free() == 39
+
+
+@pytest.mark.parametrize("most", [61, 62, 63, 64, 70, 200])
+def test_references_are_counted_exactly_beyond_what_a_byte_holds(books, most):
+    """Counts beyond 62 live in a side table; marks stay in the byte."""
+    frame = books.allocate(1)
+    books.byte[frame] |= MARK_SECURE
+    for expected in range(2, most + 1):
+        books.get(frame)
+        assert books.reference_count(0) == expected
+    assert books.marked(frame).all()
+    assert books.settle(frame, codes(RC_DONE), clear_mark=True, drop=True) == 0
+    assert not books.marked(frame).any()
+    for expected in range(most - 2, 0, -1):
+        assert books.put(frame) == 0
+        assert books.reference_count(0) == expected
+    assert books.put(frame) == 1
+    assert books.free() == 40
+
+
+def test_one_call_counts_a_frame_as_often_as_it_is_named(books):
+    """Across the border of the side table, up and down, among other frames."""
+    frames = books.allocate(2)
+    named = np.array([0] * 70 + [1] + [0] * 30, np.int64)
+    books.get(named)
+    assert (books.reference_count(0), books.reference_count(1)) == (101, 2)
+    assert books.put(named) == 0
+    assert books.put(frames) == 2
+
+
+def test_gathering_and_looking_up_work_for_frames_in_the_side_table(books):
+    """Patch 05: one extra reference each, in order of the table, at most the limit."""
+    frames = books.allocate(6)
+    books.get(np.repeat(frames[1:3], 80))
+    pte = np.array([0, 1, 2, 0, 3, 2, 40], PTE_DTYPE)
+    gathered, at = books.gather(pte, 0, 7, 4)
+    assert (gathered.tolist(), at) == ([0, 1, 2, 1], 6)
+    gathered, at = books.gather(pte, at, 7, 4)
+    assert (gathered.tolist(), at) == ([], 7)
+    assert [books.reference_count(frame) for frame in range(3)] == [2, 83, 82]
+    assert books.look_up(pte, frames_of(1, 0, 2, 4, 6, 99, -1)).tolist() == [0, -1, 1, 2, -1, -1, -1]
+    assert [books.reference_count(frame) for frame in range(3)] == [3, 84, 83]
+
+
+def test_all_frames_or_none_are_allocated(books):
+    """An allocation that fails leaves nothing behind."""
+    first = books.allocate(30)
+    assert books.allocate(11) is None
+    assert books.free() == 10
+    assert len(set(first.tolist()) | set(books.allocate(10).tolist())) == 40
+    assert books.allocate(1) is None
+    assert books.allocate(0).size == 0
+
+
+def test_a_run_is_consecutive_and_aligned(books):
+    """Base storage is contiguous; a top table is four aligned pages."""
+    assert books.allocate_run(1).tolist() == [0]
+    assert books.allocate_run(4, 4).tolist() == [4, 5, 6, 7]
+    assert books.allocate_run(3).tolist() == [1, 2, 3]
+    assert books.allocate_run(2, start=38).tolist() == [38, 39]
+    assert books.allocate_run(31) is None
+    assert books.free() == 30
+
+
+def test_only_an_expected_number_of_references_freezes_a_frame(books):
+    """Semantics 2.5, invariants 5, 6; the mark is set before the call and stays, whatever the call says."""
+    frames = books.allocate(4)
+    books.get(frames[1:2])
+    books.set_writeback(frames[2:3], True)
+    rc, count = books.freeze(frames, np.ones(4, np.uint8))
+    assert (rc.tolist(), count) == ([RC_DONE, 0, 0, RC_DONE], 2)
+    assert books.marked(frames).tolist() == [True, False, False, True]
+    assert books.allocate(37) is None
+    books.unfreeze(frames, np.ones(4, np.uint8), rc)
+    assert [books.reference_count(frame) for frame in frames] == [1, 2, 1, 1]
+    books.set_writeback(frames[2:3], False)
+    assert books.freeze(frames[2:3], np.ones(1, np.uint8))[1] == 1
+
+
+def test_a_frame_outside_the_machine_has_no_references(books):
+    """The caller's error, with the number in it."""
+    with pytest.raises(FrameError, match="frame 40 lies outside a machine of 40 frames"):
+        books.reference_count(40)
+
+
+def in_threads(*works):
+    """Run all at once; the first exception of any of them is raised here."""
+    problems, barrier = [], threading.Barrier(len(works))
+
+    def guarded(work):
+        barrier.wait()
+        try:
+            work()
+        except BaseException as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if problems:
+        raise problems[0]
+
+
+def test_four_threads_lose_no_reference_at_the_border_of_the_side_table(books, quick_switches):
+    """Kernels change the byte beside Python: every change is a compare-and-swap."""
+    frame = books.allocate(1)
+    books.get(np.repeat(frame, 59))
+
+    def take_and_drop():
+        several = np.repeat(frame, 3)
+        for _ in range(400):
+            books.get(several)
+            books.put(several)
+
+    def mark():
+        for on in (True, False) * 400:
+            books.set_writeback(frame, on)
+
+    in_threads(take_and_drop, take_and_drop, take_and_drop, mark)
+    assert books.reference_count(0) == 60
+    assert int(books.byte[0]) == 60
+
+
+def test_no_frame_is_allocated_to_two_threads(quick_switches):
+    """Free is a byte of zero, taken by compare-and-swap."""
+    books, taken = HostFrames(300), []
+
+    def allocate():
+        for size in (1, 3, 5, 7) * 40:
+            mine = books.allocate(size)
+            if mine is not None:
+                taken.append(mine)
+
+    in_threads(allocate, allocate, allocate, allocate)
+    owners = Counter(np.concatenate(taken).tolist())
+    assert max(owners.values()) == 1
+    assert len(owners) == 300 - books.free()

@@ -1,0 +1,714 @@
+"""What each kernel means, in the plainest Python; a kernel may never disagree with its twin.
+
+A twin has its kernel's name and parameters, but for those that reach a configuration's records through addresses: they
+take the :class:`World` that holds those records as arrays. Everything runs alone here: no claims, only what is found.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import nacl.bindings
+import nacl.exceptions
+import numpy as np
+
+from lazypv_kernels.layout import (
+    ASCE,
+    CLAIMED,
+    COUNT_BUSY,
+    COUNT_DONE,
+    COUNT_NOOP,
+    COUNT_REFUSED,
+    DIR_CPUS,
+    DIR_EXPORTED,
+    DIR_PAGES,
+    DIR_RECORDS,
+    DIR_TAGS,
+    DIR_WORDS,
+    DON_UV,
+    MARK_SECURE,
+    MARK_WRITEBACK,
+    NS,
+    PAGE_SIZE,
+    PSH,
+    RC_BUSY,
+    RC_DONE,
+    RECORD_CLAIMED,
+    RECORD_IN,
+    RECORD_NEVER,
+    RECORD_OUT,
+    RECORD_OUT_SHARED,
+    REFERENCES,
+    REFERENCES_OVERFLOW,
+    SEC,
+    SHR,
+    STATE_MASK,
+    TOUCH_MASK,
+    TOUCH_ONE,
+)
+
+BUSY = 0xFF
+RECORD_BUSY = 2**64 - 1
+DOMAIN_LIVE, DOMAIN_IMAGE = 1, 2
+
+
+@dataclass
+class World:
+    """Frames of a machine and the records of its configurations, slot 0 being nobody's.
+
+    Attributes
+    ----------
+    records : list of uint64[pages] (with contents) or uint8[pages]
+    tags : list of uint8[pages, 32]
+    directory : uint64[slots * DIR_WORDS], whose addresses are those of `records` and `tags`
+    """
+
+    state: np.ndarray
+    owner: np.ndarray
+    guest_page: np.ndarray
+    contents: np.ndarray
+    keys: np.ndarray
+    records: list[np.ndarray]
+    tags: list[np.ndarray]
+    directory: np.ndarray
+
+    @property
+    def wide(self):
+        """With contents there is a cipher, hence versions, hence a word a record."""
+        return self.contents.shape[0] > 0
+
+    def point(self):
+        """Let the directory point at this world's own records."""
+        for slot in range(1, len(self.records)):
+            self.directory[slot * DIR_WORDS + DIR_RECORDS] = self.records[slot].ctypes.data
+            self.directory[slot * DIR_WORDS + DIR_TAGS] = self.tags[slot].ctypes.data
+            self.directory[slot * DIR_WORDS + DIR_PAGES] = self.records[slot].size
+        return self
+
+    def copy(self):
+        """An equal world that shares nothing with this one."""
+        twin = copy.deepcopy(self)
+        twin.contents = on_lines(self.contents)
+        return twin.point()
+
+    def seen(self):
+        """All that can differ between two worlds, addresses left out."""
+        directory = self.directory.reshape(-1, DIR_WORDS)[:, [DIR_PAGES, DIR_CPUS, DIR_EXPORTED]]
+        return [self.state, self.owner, self.guest_page, self.contents, self.keys, directory, *self.records, *self.tags]
+
+
+def on_lines(pages):
+    """A copy of ``uint8[n, 4096]`` that begins at a cache line, as storage does: streaming stores fault elsewhere."""
+    room = np.empty(pages.size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    copied = room[start : start + pages.size].reshape(pages.shape)
+    copied[:] = pages
+    return copied
+
+
+def answer(into, counts, i, code, count):
+    into[i] = code
+    if counts is not None:
+        counts[count] += 1
+
+
+def is_held(byte):
+    """Somebody has a claim on the frame or touches it."""
+    return bool(byte & (CLAIMED | TOUCH_MASK))
+
+
+def cannot_be_touched(byte):
+    """Claimed, or touched by as many as the bits can count."""
+    return bool(byte & CLAIMED) or byte & TOUCH_MASK == TOUCH_MASK
+
+
+# --- claims ----------------------------------------------------------------------------------------------------------
+
+
+def claim(state, frame):
+    if is_held(state[frame]):
+        return BUSY
+    seen = state[frame]
+    state[frame] = seen | CLAIMED
+    return seen
+
+
+def publish(state, frame, page_state):
+    state[frame] = page_state
+
+
+def touch(state, frame):
+    if cannot_be_touched(state[frame]):
+        return BUSY
+    state[frame] += TOUCH_ONE
+    return state[frame] & STATE_MASK
+
+
+def let_go(state, frame):
+    state[frame] -= TOUCH_ONE
+
+
+def has_page(directory, slot, page):
+    return 0 <= page < directory[slot * DIR_WORDS + DIR_PAGES]
+
+
+def claim_record(world, slot, page):
+    word = int(world.records[slot][page])
+    if word & RECORD_CLAIMED:
+        return RECORD_BUSY
+    world.records[slot][page] = word | RECORD_CLAIMED
+    return word
+
+
+def publish_record(world, slot, page, word):
+    world.records[slot][page] = word
+
+
+# --- accesses --------------------------------------------------------------------------------------------------------
+
+
+def verdict(seen, same_owner, same_page, protected):
+    """The decision table of semantics 7, row by row; a page that is one's own at another address is a violation."""
+    if not protected:
+        return 0 if seen in (NS, SHR, PSH, ASCE) else 0x3D
+    if seen in (NS, ASCE):
+        return 0x3E
+    if seen in (SEC, SHR, PSH) and same_owner:
+        return 0 if same_page else 0x3F
+    return 0x3E if seen in (SHR, PSH) else 0x3F
+
+
+def stamp_offset(page):
+    return ((page * 0x9E3779B97F4A7C15) % 2**64 >> 55) % 512
+
+
+def hash_words(words, row):
+    mix, most = 0x9E3779B97F4A7C15, 2**64 - 1
+    lanes = [1, 2, 3, 4]
+    for k, word in enumerate(words[row]):
+        lane = k % 4
+        mixed = (lanes[lane] ^ int(word)) * mix & most
+        lanes[lane] = mixed ^ mixed >> (29, 31, 27, 33)[lane]
+    mixed = 0
+    for lane in lanes:
+        mixed = (mixed * mix & most) ^ lane
+    return mixed
+
+
+def entry_of(pte, page):
+    return pte[page] if 0 <= page < pte.size else 0
+
+
+def guest_access(
+    words, state, owner, guest_page, pte, slot, pages, operation, values, source, rows, first, last, code, counts
+):
+    for i in range(first, last):
+        page = pages[i]
+        if entry_of(pte, page) == 0:
+            answer(code, counts, i, 0x11, COUNT_REFUSED)
+            continue
+        frame = pte[page] - 1
+        if cannot_be_touched(state[frame]):
+            answer(code, counts, i, RC_BUSY, COUNT_BUSY)
+            continue
+        seen = state[frame] & STATE_MASK
+        why = verdict(seen, owner[frame] == slot, guest_page[frame] == page, slot != 0)
+        answer(code, counts, i, why or RC_DONE, COUNT_REFUSED if why else COUNT_DONE)
+        if why or not words.size:
+            continue
+        if operation == 0:
+            values[i] = hash_words(words, frame)
+        if operation in (2, 3):
+            words[frame] = source[rows[i]] if rows[i] >= 0 else 0
+        if operation in (1, 2):
+            words[frame, stamp_offset(int(page))] = values[i]
+
+
+def guest_share(state, owner, guest_page, pte, slot, pages, share, first, last, code, counts):
+    for i in range(first, last):
+        page = pages[i]
+        if entry_of(pte, page) == 0:
+            answer(code, counts, i, 0x11, COUNT_REFUSED)
+            continue
+        frame = pte[page] - 1
+        seen = state[frame]
+        if is_held(seen):
+            answer(code, counts, i, RC_BUSY, COUNT_BUSY)
+            continue
+        why = verdict(seen, owner[frame] == slot, guest_page[frame] == page, True)
+        if not why:
+            if not share and seen == PSH:
+                why = 0x6C
+            state[frame] = {(SEC, True): SHR, (SHR, False): SEC}.get((int(seen), share), seen)
+        answer(code, counts, i, why or RC_DONE, COUNT_REFUSED if why else COUNT_DONE)
+
+
+def pin_pages(state, refused_rc, frames, first, last, rc, counts):
+    for i in range(first, last):
+        seen = state[frames[i]]
+        if is_held(seen):
+            answer(rc, counts, i, RC_BUSY, COUNT_BUSY)
+        elif seen in (SHR, PSH):
+            state[frames[i]] = PSH
+            answer(rc, counts, i, RC_DONE, COUNT_DONE)
+        else:
+            answer(rc, counts, i, refused_rc, COUNT_REFUSED)
+
+
+def unpin_pages(state, owner, guest_page, pte, slot, not_mapped_rc, refused_rc, pages, first, last, rc, counts):
+    for i in range(first, last):
+        if entry_of(pte, pages[i]) == 0:
+            answer(rc, counts, i, not_mapped_rc, COUNT_REFUSED)
+            continue
+        frame = pte[pages[i]] - 1
+        if is_held(state[frame]):
+            answer(rc, counts, i, RC_BUSY, COUNT_BUSY)
+        elif (state[frame], owner[frame], guest_page[frame]) == (PSH, slot, pages[i]):
+            state[frame] = SEC
+            answer(rc, counts, i, RC_DONE, COUNT_DONE)
+        else:
+            answer(rc, counts, i, refused_rc, COUNT_REFUSED)
+
+
+def host_clear(words, state, frames, first, last, code, counts):
+    for i in range(first, last):
+        byte = state[frames[i]]
+        if cannot_be_touched(byte):
+            answer(code, counts, i, RC_BUSY, COUNT_BUSY)
+        elif verdict(byte & STATE_MASK, False, False, False):
+            answer(code, counts, i, 0x3D, COUNT_REFUSED)
+        else:
+            words[frames[i] : frames[i] + 1] = 0
+            answer(code, counts, i, RC_DONE, COUNT_DONE)
+
+
+def host_copy(contents, state, frames, buffer, write, first, last, code):
+    for i in range(first, last):
+        byte, row = state[frames[i]], slice(frames[i], frames[i] + 1)
+        if cannot_be_touched(byte):
+            code[i] = RC_BUSY
+        elif verdict(byte & STATE_MASK, False, False, False):
+            code[i] = 0x3D
+        else:
+            code[i] = RC_DONE
+            if contents.size and write:
+                contents[row] = buffer[i]
+            elif contents.size:
+                buffer[i] = contents[frames[i]]
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def clear(contents, frame):
+    contents[frame : frame + 1] = 0
+
+
+def destroy_pages(contents, state, owner, directory, refused_rc, frames, first, last, rc, counts):
+    for i in range(first, last):
+        frame = frames[i]
+        if state[frame] in (NS, ASCE):
+            answer(rc, counts, i, RC_DONE, COUNT_NOOP)
+        elif is_held(state[frame]):
+            answer(rc, counts, i, RC_BUSY, COUNT_BUSY)
+        elif state[frame] > PSH or directory[int(owner[frame]) * DIR_WORDS + DIR_CPUS]:
+            answer(rc, counts, i, refused_rc, COUNT_REFUSED)
+        else:
+            clear(contents, frame)
+            state[frame], owner[frame] = NS, 0
+            answer(rc, counts, i, RC_DONE, COUNT_DONE)
+
+
+def clean_configuration(contents, state, owner, slot, first, last, counts):
+    for frame in range(first, last):
+        if owner[frame] != slot:
+            continue
+        if is_held(state[frame]):
+            counts[COUNT_BUSY] += 1
+            continue
+        if state[frame] != ASCE:
+            clear(contents, frame)
+        counts[COUNT_DONE if state[frame] <= PSH else COUNT_NOOP] += 1
+        state[frame], owner[frame] = NS, 0
+
+
+def donate(state, owner, frames, page_state, slot):
+    taken = set()
+    for i, frame in enumerate(frames):
+        if state[frame] != NS or frame in taken:
+            return i
+        taken.add(frame)
+    state[frames], owner[frames] = page_state, slot
+    return -1
+
+
+def give_back(contents, state, owner, frames):
+    for frame in frames:
+        clear(contents, frame)
+    unmark(state, owner, frames)
+
+
+def unmark(state, owner, frames):
+    state[frames], owner[frames] = NS, 0
+
+
+def unshare_all(state, owner, slot, first, last, counts):
+    for frame in range(first, last):
+        if owner[frame] != slot:
+            continue
+        if is_held(state[frame]):
+            counts[COUNT_BUSY] += 1
+        elif state[frame] in (SHR, PSH):
+            state[frame] = SEC
+            counts[COUNT_DONE] += 1
+        else:
+            counts[COUNT_NOOP] += 1
+
+
+# --- import and export -----------------------------------------------------------------------------------------------
+
+
+def nonce_of(page, version, domain):
+    """Guest page, version, domain, zero: four little-endian words."""
+    return b"".join(int(word).to_bytes(8, "little") for word in (page, version, domain, 0))
+
+
+def sealed(plain, page, version, domain, key):
+    """Ciphertext and tag, as libsodium gives them."""
+    both = nacl.bindings.crypto_aead_aegis256_encrypt(bytes(plain), None, nonce_of(page, version, domain), bytes(key))
+    return np.frombuffer(both[:PAGE_SIZE], np.uint8), np.frombuffer(both[PAGE_SIZE:], np.uint8)
+
+
+def opened(cipher, tag, page, version, domain, key):
+    """The plain page, or None when it does not verify."""
+    try:
+        plain = nacl.bindings.crypto_aead_aegis256_decrypt(
+            bytes(cipher) + bytes(tag), None, nonce_of(page, version, domain), bytes(key)
+        )
+    except nacl.exceptions.CryptoError:
+        return None
+    return np.frombuffer(plain, np.uint8)
+
+
+def seal_page(contents, frame, tag, nonce, keys, row):
+    contents[frame], tag[:] = sealed(contents[frame], int(nonce[0]), int(nonce[1]), int(nonce[2]), keys[row])
+
+
+def open_page(contents, frame, tag, nonce, keys, row):
+    plain = opened(contents[frame], tag, int(nonce[0]), int(nonce[1]), int(nonce[2]), keys[row])
+    if plain is None:
+        return False
+    contents[frame] = plain
+    return True
+
+
+def seal_image(contents, image_key, image_tags, image_first, first, last):
+    for row in range(first, last):
+        contents[row], image_tags[row] = sealed(contents[row], image_first + row, 0, DOMAIN_IMAGE, image_key[0])
+
+
+def export_pages(world, refused_rc, frames, first, last, rc, counts):
+    for i in range(first, last):
+        frame = int(frames[i])
+        seen, slot, page = int(world.state[frame]), int(world.owner[frame]), int(world.guest_page[frame])
+        if seen in (NS, ASCE):
+            answer(rc, counts, i, RC_DONE, COUNT_NOOP)
+        elif is_held(seen):
+            answer(rc, counts, i, RC_BUSY, COUNT_BUSY)
+        elif seen >= DON_UV:
+            answer(rc, counts, i, refused_rc, COUNT_REFUSED)
+        elif int(world.records[slot][page]) & RECORD_CLAIMED:
+            answer(rc, counts, i, RC_BUSY, COUNT_BUSY)
+        else:
+            version = int(world.records[slot][page]) >> 3
+            if seen == SEC and world.wide:
+                version += 1
+                world.contents[frame], world.tags[slot][page] = sealed(
+                    world.contents[frame], page, version, DOMAIN_LIVE, world.keys[slot]
+                )
+            world.records[slot][page] = version << 3 | (RECORD_OUT if seen == SEC else RECORD_OUT_SHARED)
+            world.directory[slot * DIR_WORDS + DIR_EXPORTED] += 1
+            world.state[frame], world.owner[frame] = NS, 0
+            answer(rc, counts, i, RC_DONE, COUNT_DONE)
+
+
+def import_pages(world, misc, codes, slot, pte, image_key, image_tags, image_first, pages, first, last, rc, counts):
+    not_mapped, outside, foreign, _, _, _ = codes
+    for i in range(first, last):
+        page = int(pages[i])
+        if not (0 <= page < pte.size and has_page(world.directory, slot, page)):
+            answer(rc, counts, i, outside, COUNT_REFUSED)
+            continue
+        if pte[page] == 0:
+            answer(rc, counts, i, not_mapped, COUNT_REFUSED)
+            continue
+        frame = int(pte[page]) - 1
+        record = int(world.records[slot][page])
+        seen, other, other_page = int(world.state[frame]), int(world.owner[frame]), int(world.guest_page[frame])
+        take_over = misc and seen == SHR and other != slot
+        if (
+            record & RECORD_CLAIMED
+            or is_held(seen)
+            or (take_over and int(world.records[other][other_page]) & RECORD_CLAIMED)
+        ):
+            answer(rc, counts, i, RC_BUSY, COUNT_BUSY)
+            continue
+        if (seen, other, other_page) == (SEC, slot, page):
+            world.records[slot][page] = record & ~3 | RECORD_IN
+            answer(rc, counts, i, RC_DONE, COUNT_NOOP)
+            continue
+        if seen != NS and not take_over:
+            answer(rc, counts, i, foreign, COUNT_REFUSED)
+            continue
+        code, content, state = content_of(world, slot, page, frame, codes, image_key, image_tags, image_first)
+        if code != RC_DONE:
+            answer(rc, counts, i, code, COUNT_REFUSED)
+            continue
+        if take_over:
+            world.records[other][other_page] = int(world.records[other][other_page]) & ~3 | RECORD_OUT_SHARED
+            world.directory[other * DIR_WORDS + DIR_EXPORTED] += 1
+        if content is not None and world.wide:
+            world.contents[frame] = content
+        world.state[frame], world.owner[frame], world.guest_page[frame] = state, slot, page
+        world.records[slot][page] = record & ~3 | RECORD_IN
+        answer(rc, counts, i, RC_DONE, COUNT_DONE)
+
+
+def content_of(world, slot, page, frame, codes, image_key, image_tags, image_first):
+    """What a page has to hold for the guest after its import: (code, content or None for what it holds now, state)."""
+    _, _, _, already_in, integrity, not_unpackable = codes
+    record = int(world.records[slot][page])
+    where, version = record & 3, record >> 3
+    if len(image_tags):
+        if where != RECORD_NEVER or not 0 <= page - image_first < len(image_tags):
+            return not_unpackable, None, NS
+        if not world.wide:
+            return RC_DONE, None, SEC
+        plain = opened(world.contents[frame], image_tags[page - image_first], page, 0, DOMAIN_IMAGE, image_key[0])
+        return (integrity, None, NS) if plain is None else (RC_DONE, plain, SEC)
+    if where == RECORD_NEVER:
+        return RC_DONE, np.zeros(PAGE_SIZE, np.uint8), SEC
+    if where == RECORD_IN:
+        return already_in, None, NS
+    if where == RECORD_OUT_SHARED:
+        return RC_DONE, None, SHR
+    if not world.wide:
+        return RC_DONE, None, SEC
+    plain = opened(world.contents[frame], world.tags[slot][page], page, version, DOMAIN_LIVE, world.keys[slot])
+    return (integrity, None, NS) if plain is None else (RC_DONE, plain, SEC)
+
+
+# --- references ------------------------------------------------------------------------------------------------------
+
+
+def get_reference(host, frame):
+    """0 taken, 1 nobody has it, 2 left to the side table. A frozen frame (mark, no references) is waited for."""
+    if host[frame] == 0:
+        return 1
+    if host[frame] & REFERENCES >= REFERENCES_OVERFLOW - 1:
+        return 2
+    host[frame] += 1
+    return 0
+
+
+def get_references(host, frames, first, last):
+    for i in range(first, last):
+        if get_reference(host, frames[i]) != 0:
+            return i
+    return last
+
+
+def gather(pte, at, end, host, limit, frames):
+    count = 0
+    for entry in range(at, end):
+        if count == limit:
+            return count, entry, False
+        if pte[entry]:
+            taken = get_reference(host, pte[entry] - 1)
+            if taken == 2:
+                return count, entry, True
+            if taken == 0:
+                frames[count] = pte[entry] - 1
+                count += 1
+    return count, end, False
+
+
+def look_up(pte, pages, host, frames, first, last):
+    for i in range(first, last):
+        frames[i] = -1
+        if entry_of(pte, pages[i]):
+            taken = get_reference(host, pte[pages[i]] - 1)
+            if taken == 2:
+                return i
+            if taken == 0:
+                frames[i] = pte[pages[i]] - 1
+    return last
+
+
+def settle(host, frames, first, last, rc, clear_mark, drop):
+    freed = 0
+    for i in range(first, last):
+        byte = int(host[frames[i]])
+        if drop and byte & REFERENCES == REFERENCES_OVERFLOW:
+            return freed, i, False
+        if drop and byte & REFERENCES == 0:
+            return freed, i, True
+        if clear_mark and rc[i] == RC_DONE:
+            byte &= ~MARK_SECURE
+        if drop:
+            byte = byte - 1 if byte & REFERENCES > 1 else 0
+            freed += byte == 0
+        host[frames[i]] = byte
+    return freed, last, False
+
+
+def exchange_byte(host, frame, seen, after):
+    if host[frame] != seen:
+        return False
+    host[frame] = after
+    return True
+
+
+def mark_frames(host, frames, mark, on, first, last):
+    for i in range(first, last):
+        host[frames[i]] = host[frames[i]] | mark if on else host[frames[i]] & ~np.uint8(mark)
+
+
+def freeze(host, frames, expected, first, last, rc):
+    frozen = 0
+    for i in range(first, last):
+        byte = host[frames[i]]
+        fits = not byte & MARK_WRITEBACK and byte & REFERENCES == expected[i] != 0
+        rc[i] = RC_DONE if fits else RC_BUSY
+        if fits:
+            host[frames[i]] = MARK_SECURE
+            frozen += 1
+    return frozen
+
+
+def unfreeze(host, frames, expected, first, last, rc):
+    for i in range(first, last):
+        if rc[i] == RC_DONE:
+            host[frames[i]] = MARK_SECURE | expected[i]
+
+
+def marked(host, frames, mark, first, last, answer):
+    answer[first:last] = (host[frames[first:last]] & mark) != 0
+
+
+def allocate(host, start, want, frames):
+    count, at = 0, start
+    for _ in range(host.size):
+        if count == want:
+            break
+        at = 0 if at >= host.size else at
+        if host[at] == 0:
+            host[at] = 1
+            frames[count] = at
+            count += 1
+        at += 1
+    return count, at
+
+
+def allocate_run(host, start, align, want):
+    for at in range(-(-start // align) * align, host.size - want + 1, align):
+        if not host[at : at + want].any():
+            host[at : at + want] = 1
+            return at
+    return -1
+
+
+def map_pages(pte, pages, frames, first, last, mapped):
+    for i in range(first, last):
+        mapped[i] = pte[pages[i]] == 0
+        if mapped[i]:
+            pte[pages[i]] = frames[i] + 1
+
+
+def unmap(pte, at, end, limit, frames):
+    count = 0
+    for entry in range(at, end):
+        if count == limit:
+            return count, entry
+        if pte[entry]:
+            frames[count] = pte[entry] - 1
+            pte[entry] = 0
+            count += 1
+    return count, end
+
+
+# --- scans -----------------------------------------------------------------------------------------------------------
+
+
+def _guest_pages_of(state, owner, slot, first, last):
+    seen = state[first:last] & STATE_MASK
+    return (owner[first:last] == slot) & (seen >= SEC) & (seen <= PSH)
+
+
+def census(state, owner, first, last, counts):
+    np.add.at(counts, (owner[first:last], state[first:last] & STATE_MASK), 1)
+
+
+def count_owned(state, owner, slot, first, last):
+    return int(np.count_nonzero(_guest_pages_of(state, owner, slot, first, last)))
+
+
+def count_owned_below(state, owner, guest_page, slot, limit, first, last):
+    return int(np.count_nonzero(_guest_pages_of(state, owner, slot, first, last) & (guest_page[first:last] < limit)))
+
+
+def count_broken_frames(state, owner, host, first, last, counts):
+    for byte, whose, kept in zip(state[first:last], owner[first:last], host[first:last], strict=True):
+        seen = byte & STATE_MASK
+        guest_page = seen in (SEC, SHR, PSH)
+        counts[0] += kept == 0 and seen != NS
+        counts[1] += seen == SEC and not kept & MARK_SECURE
+        counts[2] += (guest_page and whose == 0) or (seen == NS and whose != 0)
+        counts[3] += seen <= PSH and is_held(byte)
+
+
+def count_double_owned(state, owner, guest_page, slot, seen_pages, first, last):
+    pages = guest_page[first:last][_guest_pages_of(state, owner, slot, first, last)]
+    twice = pages.size - np.unique(pages).size + int(np.count_nonzero(seen_pages[np.unique(pages)]))
+    seen_pages[pages] = 1
+    return twice
+
+
+def count_references(host, pte, expected, first, last):
+    mapped = pte[first:last][pte[first:last] != 0].astype(np.int64) - 1
+    np.add.at(expected, mapped, 1)
+    return 0
+
+
+def compare_references(host, expected, first, last, wrong):
+    bad = first + np.flatnonzero(host[first:last] & REFERENCES != expected[first:last])
+    wrong[: bad.size] = bad[: wrong.size]
+    return bad.size
+
+
+def find_words(words, stamps, first, last, found):
+    hits = [frame for frame in range(first, last) if np.isin(words[frame], stamps).any()]
+    found[: len(hits)] = hits[: found.size]
+    return len(hits)
+
+
+def hash_frames(words, first, last, hashes):
+    for frame in range(first, last):
+        hashes[frame] = hash_words(words, frame)
+    return 0
+
+
+def find_hashes(words, table, first, last, found):
+    members = set(table.tolist()) - {0}
+    hits = [frame for frame in range(first, last) if hash_words(words, frame) in members]
+    found[: len(hits)] = hits[: found.size]
+    return len(hits)
+
+
+def fill_hash_table(table, values):
+    """Where a value lies in the table is the kernel's own business: only the set of members counts."""
+    members = sorted(set(table.tolist()) | set(values.tolist()) - {0})
+    table[:] = 0
+    table[: len(members)] = members
+    return 0
