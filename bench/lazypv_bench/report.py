@@ -50,16 +50,17 @@ def print_table(results: list[Result], settings: Settings, console: Console | No
     console = console or Console(soft_wrap=False)
     title = f"benchmarks at {format_size(settings.size)}, {settings.pairs} turns each"
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("benchmark, and what it is compared with", no_wrap=True)
+    table.add_column("benchmark", no_wrap=True)
     for heading in ("ratio", "low..high", "bar"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for result in results:
         spread = f"{result.low:.3g}..{result.high:.3g}"
         table.add_row(result.name, f"{result.ratio:.3g}", spread, _bar(result), VERDICTS[result.met])
-        table.add_row(f"  {result.limit}; {result.value:.3g} {result.unit}")
+        table.add_row(f"  limit: {result.limit}")
+        table.add_row(f"  {result.value:.3g} {result.unit}")
         for rival, ratio in result.rivals.items():
-            table.add_row(f"  {rival}", f"{ratio:.3g}")
+            table.add_row(f"  rival: {rival}", f"{ratio:.3g}")
     console.print(table)
     console.print(f"\n{NOTE}", highlight=False)
 

@@ -39,6 +39,8 @@ def run(arguments: list[str]) -> int:
         if os.environ.get("LAZYPV_TRACEBACK"):
             raise
         return _say(f"a bug of lazypv: {error!r} (LAZYPV_TRACEBACK=1 shows where)", EXIT_BUG)
+    if status == EXIT_INTERRUPTED:
+        return _say("interrupted", EXIT_INTERRUPTED)
     return status if isinstance(status, int) else EXIT_OK
 
 

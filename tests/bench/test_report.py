@@ -51,6 +51,7 @@ def test_the_table_shows_ratio_spread_bar_and_verdict():
     text = table_of(MISSED, MET, WITHOUT)
     rows = {row.split()[0]: row for row in text.splitlines() if row.startswith("some.")}
     assert all(word in rows["some.thing"] for word in ("0.5", "0.25..1", "≥ 0.7", "missed"))
+    assert "verdict" in text
     assert all(word in rows["some.growth"] for word in ("1.1", "1..1.2", "≤ 1.15", "met"))
     assert "missed" not in rows["some.growth"]
     assert not any(word in rows["some.other"] for word in ("≥", "met", "missed"))
@@ -59,8 +60,9 @@ def test_the_table_shows_ratio_spread_bar_and_verdict():
 def test_the_table_names_what_is_compared():
     """The limit, the value, and the rivals."""
     text = table_of(MISSED)
-    assert "streaming fill; 12.5 GB/s" in text
-    assert "python loop" in text
+    assert "limit: streaming fill" in text
+    assert "12.5 GB/s" in text
+    assert "rival: python loop" in text
     assert "1 GiB, 3 turns" in text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lazypv.steps import Acquire, Alloc, Bulk, Call, Release, Spawn, Step, Text, Touch, Wait
+from lazypv.steps import Acquire, Alloc, Bulk, Call, Lock, Release, Spawn, Step, Text, Touch, Wait
 
 
 class Driven:
@@ -22,6 +22,7 @@ class Driven:
         self._text = text
         self.result: Any = None
         self.pending: Step[Any] | None = None
+        self.locks: list[Lock] = []
         self._send(None)
 
     def _send(self, value: object) -> None:
@@ -50,10 +51,17 @@ class Driven:
 
 
 class Stepper:
-    """Drives texts in the calling thread. Kernel threads are started, but stand still until they are driven."""
+    """Drives texts in the calling thread. Kernel threads are started, but stand still until they are driven.
+
+    Attributes
+    ----------
+    history : list of (str, list of str)
+        Bulk steps, calls and allocations by name, and which locks their text held, ``name`` or ``name (shared)``.
+    """
 
     def __init__(self, *, no_memory_for: tuple[str, ...] = ()) -> None:
         self.threads: list[Driven] = []
+        self.history: list[tuple[str, list[str]]] = []
         self._no_memory_for = no_memory_for
 
     def start(self, text: Text[Any]) -> Driven:
@@ -64,12 +72,22 @@ class Stepper:
         """Drive `text` to its end."""
         return self.start(text).finish()
 
+    def locks_held_at(self, name: str) -> list[list[str]]:
+        """Each set of locks that was held at a step of that name, once."""
+        found = [sorted(set(locks)) for step, locks in self.history if step == name]
+        return [locks for number, locks in enumerate(found) if locks not in found[:number]]
+
     def perform(self, actor: Driven, step: Step[Any]) -> Any:
+        if isinstance(step, Bulk | Call | Alloc):
+            held = [lock.name if lock.writer is actor else f"{lock.name} (shared)" for lock in actor.locks]
+            self.history.append((step.label, held))
         match step:
             case Acquire():
                 assert step.lock.try_take(actor, step.shared), f"{step.lock} is held"
+                actor.locks.append(step.lock)
             case Release():
                 step.lock.give_up(actor, step.shared)
+                actor.locks.remove(step.lock)
             case Bulk():
                 return step.operation(*step.columns)
             case Alloc():

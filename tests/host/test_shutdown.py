@@ -8,6 +8,7 @@ import pytest
 from lazypv.clocks.live import Fault
 from lazypv.host import kvm
 from lazypv.host.exit import drain_set_aside, exit_mmap, unmap_range
+from lazypv.host.faults import ProcessKilledError
 from lazypv.host.kvm import Result
 from lazypv.series import Series
 from lazypv_kernels.layout import NS, SEC
@@ -141,6 +142,14 @@ def test_partial_unmapping_exports_and_sets_nothing_aside(world):
     assert world.issued("CONV_FROM_SEC_STOR") - exports == 50
     assert len(world.process.mm.set_aside.nodes) == 0
     world.check()
+
+
+def test_a_page_given_back_against_the_guests_will_is_not_replaced_by_a_fresh_one(world):
+    """Invariant 31: what is imported again reads what the guest last wrote, or the import fails."""
+    _full_guest(world)
+    world.run(unmap_range(world.host, world.vm.mm, world.vm.slots[0], 100, 101))
+    with pytest.raises(ProcessKilledError, match=r"0x3e.*import was refused"):
+        world.read(100)
 
 
 # --- who is the last ---------------------------------------------------------------------------------------------
@@ -330,6 +339,7 @@ def test_closing_a_vm_twice_changes_nothing(world):
     """A file is closed once."""
     world.protect()
     world.run(kvm.close_vm(world.vm))
+    world.drain()
     count = world.process.mm.count
     assert world.run(kvm.close_vm(world.vm)) == Result(0, 0, 0)
     assert world.process.mm.count == count

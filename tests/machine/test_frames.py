@@ -10,7 +10,7 @@ import pytest
 
 from lazypv.errors import FrameError, ModelError
 from lazypv.machine import HostFrames
-from lazypv_kernels.layout import MARK_SECURE, PTE_DTYPE, RC_DONE, RC_DTYPE
+from lazypv_kernels.layout import MARK_SECURE, MARK_WRITEBACK, PTE_DTYPE, RC_DONE, RC_DTYPE
 
 
 def frames_of(*numbers):
@@ -64,6 +64,17 @@ def test_the_mark_goes_with_the_last_reference(books):
     assert books.settle(frames, codes(0, 0), clear_mark=True, drop=True) == 1
     assert books.marked(frames).tolist() == [True, False]
     assert books.free() == 39
+
+
+def test_the_mark_of_a_frame_in_the_side_table_goes_only_where_the_call_succeeded(books):
+    """The same rule, kept by Python rather than by the kernel."""
+    frame = books.allocate(1)
+    books.get(np.repeat(frame, 69))
+    books.byte[frame] |= MARK_SECURE
+    for code, marked in ((0, True), (0xF01, True), (RC_DONE, False)):
+        books.settle(frame, codes(code), clear_mark=True, drop=True)
+        assert books.marked(frame).tolist() == [marked]
+    assert books.reference_count(0) == 67
 
 
 @pytest.mark.parametrize("most", [61, 62, 63, 64, 70, 200])
@@ -170,19 +181,27 @@ def in_threads(*works):
 
 
 def test_four_threads_lose_no_reference_at_the_border_of_the_side_table(books, quick_switches):
-    """Kernels change the byte beside Python: every change is a compare-and-swap."""
-    frame = books.allocate(1)
+    """Kernels change the byte beside Python: every change is a compare-and-swap, so no mark is lost either."""
+    frame, others = books.allocate(1), books.allocate(20)
     books.get(np.repeat(frame, 59))
+    done = threading.Event()
 
     def take_and_drop():
         several = np.repeat(frame, 3)
-        for _ in range(400):
+        while not done.is_set():
             books.get(several)
             books.put(several)
 
     def mark():
-        for on in (True, False) * 400:
-            books.set_writeback(frame, on)
+        # In the middle of a long kernel, which lets the others run meanwhile.
+        long_way = np.tile(others, 200)
+        column = np.concatenate([long_way, frame, long_way])
+        try:
+            for on in (True, False) * 300:
+                books.set_writeback(column, on)
+                assert (int(books.byte[0]) & MARK_WRITEBACK != 0) == on
+        finally:
+            done.set()
 
     in_threads(take_and_drop, take_and_drop, take_and_drop, mark)
     assert books.reference_count(0) == 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -33,11 +34,8 @@ def image(request):
 
 
 def job(kind, **changes):
-    settings = dict(
-        kind=kind, memory=MEMORY, vcpus=2, batch=64, sync_below=LIMIT, throttle=None,
-        workload=Workload("zipf", touches=2000), seed=1, hold_back=True,
-    )  # fmt: skip
-    return Job(**{**settings, **changes})
+    settings = Job(kind, MEMORY, 2, 64, LIMIT, None, Workload("zipf", touches=2000), seed=1, hold_back=True)
+    return replace(settings, **changes)
 
 
 def run(machine, image, kind, policy, **changes) -> Measured:
@@ -132,11 +130,9 @@ def test_fifty_repetitions_under_load_leave_no_violation_and_no_thread():
     image = synthetic(0, memory)
     for turn in range(50):
         for policy in ("eager", "lazy"):
-            settings = dict(memory=memory, sync_below=2 << 20, vcpus=4, batch=16, hold_back=False, seed=turn)
+            load = {"memory": memory, "sync_below": 2 << 20, "vcpus": 4, "batch": 16, "hold_back": False, "seed": turn}
             kind = "reboot" if turn % 2 else "shutdown"
-            broken += run(
-                machine, image, kind, policy, workload=Workload("uniform", touches=500), **settings
-            ).violations
+            broken += run(machine, image, kind, policy, workload=Workload("uniform", touches=500), **load).violations
     assert broken == []
     assert set(threading.enumerate()) == before
     machine.close()

@@ -13,7 +13,7 @@ import pytest
 
 from lazypv.hardware import Machine
 from lazypv.ultravisor import interface as uv
-from lazypv_kernels import access
+from lazypv_kernels import access, references
 from lazypv_kernels.layout import CLAIMED, DON_CPU, NS, RC_BUSY, RC_DONE, SEC, SHR, TOUCH_MASK
 
 from .guests import PAGE_SIZE, Guest, firmware_of
@@ -247,33 +247,69 @@ def test_a_guest_page_has_one_frame_however_its_mapping_changes_under_the_import
     assert_every_page_is_in_one_frame(machine, guest)
 
 
+def test_an_unmapped_frame_is_the_hosts_however_many_imports_are_under_way():
+    """Design: unmap clears the mapping first; an import that read it before reads it again under its claim."""
+    rounds, size = 150, 16
+    machine = Machine(3 * FIRST * PAGE_SIZE, uv_base_pages=1)
+    guest = Guest(machine, np.arange(FIRST, FIRST + size))
+    mapped, done = guest.translation.copy(), threading.Event()
+
+    def bring_in():
+        column = np.tile(guest.all_pages, 200)
+        while not done.is_set():
+            code = machine.ultravisor.import_pages(guest.handle, column).rc
+            assert set(code.tolist()) <= {RC_DONE, RC_BUSY, uv.CONV_TO_RC_NOT_MAPPED}
+
+    def unmap():
+        taken, many = np.empty(size, np.int64), np.tile(guest.frames, 100)
+        buffer = np.empty((many.size, PAGE_SIZE), np.uint8)
+        try:
+            for _ in range(rounds):
+                guest.translation[:] = mapped
+                until_answered(lambda column: machine.ultravisor.import_pages(guest.handle, column), guest.all_pages)
+                assert references.unmap(guest.translation, 0, size, size, taken) == (size, size)
+                assert until_answered(machine.ultravisor.export_pages, guest.frames) == {RC_DONE}
+                assert (machine.copy_pages(many, buffer, write=False) == RC_DONE).all()
+        finally:
+            done.set()
+
+    in_threads(unmap, bring_in, bring_in, bring_in)
+    assert_nothing_is_held(machine)
+    assert not firmware_of(machine).state[guest.frames].any()
+
+
 def test_cpu_storage_is_given_and_returned_while_others_look_at_it():
     """Design: configuration calls respect claims too; a look that is let go afterwards must not meet a new state."""
-    rounds = 1500
+    rounds = 800
     machine = Machine(3 * FIRST * PAGE_SIZE, uv_base_pages=1)
     guest = Guest(machine, np.arange(FIRST, FIRST + 4), cpus=0)
+    done = threading.Event()
     storage = np.arange(2 * FIRST, 2 * FIRST + 6)
     firmware = firmware_of(machine)
     made = Counter()
 
     def create_and_destroy():
-        for _ in range(rounds):
-            answer = machine.ultravisor.create_sec_cpu(guest.handle, 0, storage)
-            assert answer.rc in (uv.UVC_RC_EXECUTED, uv.CREATE_SEC_CPU_RC_STORAGE)
-            made[answer.rc] += 1
-            if answer.ok:
-                assert (firmware.state[storage] & 7 == DON_CPU).all()
-                assert machine.ultravisor.destroy_sec_cpu(answer.handle).ok
+        try:
+            for _ in range(rounds):
+                answer = machine.ultravisor.create_sec_cpu(guest.handle, 0, storage)
+                assert answer.rc in (uv.UVC_RC_EXECUTED, uv.CREATE_SEC_CPU_RC_STORAGE)
+                made[answer.rc] += 1
+                if answer.ok:
+                    assert (firmware.state[storage] & 7 == DON_CPU).all()
+                    assert machine.ultravisor.destroy_sec_cpu(answer.handle).ok
+        finally:
+            done.set()
 
     def look(call, codes):
-        column = storage.repeat(20)
-        for _ in range(rounds):
+        column = np.tile(storage, 500)
+        while not done.is_set():
             assert set(call(column).rc.tolist()) <= codes
 
     def copy_out():
-        buffer = np.empty((storage.size, PAGE_SIZE), np.uint8)
-        for _ in range(3 * rounds):
-            code = machine.copy_pages(storage, buffer, write=False)
+        column = np.tile(storage, 50)
+        buffer = np.empty((column.size, PAGE_SIZE), np.uint8)
+        while not done.is_set():
+            code = machine.copy_pages(column, buffer, write=False)
             assert set(code.tolist()) <= {RC_DONE, uv.PGM_SECURE_STORAGE_ACCESS}
 
     in_threads(
@@ -290,20 +326,24 @@ def test_cpu_storage_is_given_and_returned_while_others_look_at_it():
 
 def test_a_mark_is_taken_back_while_others_read_the_table():
     """A configuration that is refused its storage leaves the table as it was, whoever reads it meanwhile."""
-    rounds = 400
+    rounds = 1000
     machine = Machine(3 * FIRST * PAGE_SIZE, uv_base_pages=1)
     guest = Guest(machine, np.arange(FIRST, FIRST + 4))
+    done = threading.Event()
     table = np.arange(2 * FIRST, 2 * FIRST + 4)
 
     def refused():
-        for _ in range(rounds):
-            answer = machine.ultravisor.create_sec_conf(guest.donated, 4, 1, table, guest.translation)
-            assert answer.rc in (uv.CREATE_SEC_CONF_RC_STORAGE, uv.CREATE_SEC_CONF_RC_ASCE)
+        try:
+            for _ in range(rounds):
+                answer = machine.ultravisor.create_sec_conf(guest.donated, 4, 1, table, guest.translation)
+                assert answer.rc in (uv.CREATE_SEC_CONF_RC_STORAGE, uv.CREATE_SEC_CONF_RC_ASCE)
+        finally:
+            done.set()
 
     def read():
-        column = table.repeat(10)
+        column = np.tile(table, 50)
         buffer = np.empty((column.size, PAGE_SIZE), np.uint8)
-        for _ in range(2 * rounds):
+        while not done.is_set():
             assert (machine.copy_pages(column, buffer, write=False) == RC_DONE).all()
 
     in_threads(refused, read, read, read)

@@ -1,7 +1,7 @@
 """One run of a guest, from its first instruction to its last: its stamp, its content, what it shares.
 
-Each run stamps every page that it owns and does not share with a value of its own, so that whatever of it is found later
-where it must not be can be recognised. Before it shares a page it overwrites it, and that page bears no stamp.
+Each run stamps every page that it owns and does not share with a value of its own, so that whatever of it is found
+later where it must not be can be recognised. Before it shares a page it overwrites it, and that page bears no stamp.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class GuestRun:
         self.stopping = False
 
     async def load(self, number: int, pages: Pages, source: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
-        """vCPU `number` writes page contents: row ``rows[i]`` of `source` (uint64[r, 512]) into ``pages[i]``, stamped."""
+        """vCPU `number` writes row ``rows[i]`` of `source` (uint64[r, 512]) into ``pages[i]``, stamped."""
         for at in range(0, pages.size, GUEST_BATCH):
             part = slice(at, at + GUEST_BATCH)
             await access(self.vm, number, pages[part], STORE_PAGE, self._stamps(pages[part].size), source, rows[part])

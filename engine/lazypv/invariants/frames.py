@@ -82,7 +82,6 @@ def _references(host: Host) -> list[Violation]:
 
 def _expected_references(host: Host) -> NDArray[np.uint8]:
     machine = host.machine
-    firmware = vault.firmware_of(machine.ultravisor)
     expected = np.zeros(machine.pages, np.uint8)
 
     def hold(frames: NDArray[np.int64]) -> None:

@@ -1,8 +1,8 @@
 """The search for remains: is anything of an old run still where host or another guest could read it?
 
-Every run stamps the pages that it owns and does not share; their contents are hashed at its last instruction. Afterwards
-all frames are searched for old stamps and old contents, asking neither state nor owner, and so are the engine's own
-buffers. A hit is forgiven only where the host's access is refused and the pages are known to be leaked.
+Every run stamps the pages that it owns and does not share; their contents are hashed at its last instruction.
+Afterwards all frames are searched for old stamps and old contents, asking neither state nor owner, and so are the
+engine's own buffers. A hit is forgiven only where the host's access is refused and the pages are known to be leaked.
 
 Source: design, "Remanence"; invariant 30.
 """
@@ -83,4 +83,5 @@ def _search(machine: Machine, kernel: object) -> NDArray[np.int64]:
 
 def _readable(machine: Machine, frames: NDArray[np.int64]) -> NDArray[np.bool_]:
     buffer = np.empty((frames.size, PAGE_SIZE), np.uint8)
-    return machine.copy_pages(frames, buffer, write=False) == RC_DONE
+    readable: NDArray[np.bool_] = machine.copy_pages(frames, buffer, write=False) == RC_DONE
+    return readable

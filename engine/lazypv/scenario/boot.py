@@ -52,7 +52,7 @@ class BootImage:
         sealed = np.array(pages, np.uint8, order="C")
         self.header = ImageHeader.seal(sealed, 0)
         self.sealed: NDArray[np.uint64] = sealed.view(np.uint64)
-        self.pages = sealed.shape[0]
+        self.pages: int = sealed.shape[0]
 
     @property
     def size(self) -> int:

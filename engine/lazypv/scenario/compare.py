@@ -100,6 +100,8 @@ def compare(plan: Plan, progress: ProgressReport) -> Comparison:
     order = _turns(plan)
     progress.expect(len(order) * PHASES + 2)
     progress("read the image")
+    if plan.memory is not None and parse_pages(plan.memory) == 0:
+        raise UsageError("a guest without memory is refused")
     image = image_for(plan.image, plan.memory, plan.seed)
     sync_below = parse_size(plan.sync_below)
     parse_pages(sync_below)
@@ -149,10 +151,7 @@ def _turns(plan: Plan) -> list[Policy]:
 def guest_memory(wanted: str | None, image: GuestImage) -> int:
     """Bytes of the guest: what was asked for, or 8 GiB, or half of the free memory, or at least the image."""
     if wanted is not None:
-        pages = parse_pages(wanted)
-        if pages == 0:
-            raise UsageError("a guest without memory is refused")
-        return pages * PAGE_SIZE
+        return parse_pages(wanted) * PAGE_SIZE
     half = available_memory() // 2 // _WHOLE * _WHOLE
     return max(min(DEFAULT_MEMORY, half), image.size)
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """A reboot up to the moment at which the guest is back, or a shutdown up to the moment at which its process is gone.
+    """A reboot until the guest is back, or a shutdown until its process is gone.
 
     Attributes
     ----------
@@ -353,7 +353,7 @@ class VM:
         last = self._stand_still()
         start = self.host.clock.now()
         self.kill()
-        return self._report(self.host.clock.now() - start, last, self.kernel_vm.closed_result)
+        return self._report(self.host.clock.now() - start, last, self.kernel_vm.closed_result or Result(0, 0, 0))
 
     def kill(self) -> None:
         """End the guest's process, protected or not."""
