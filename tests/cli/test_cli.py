@@ -73,8 +73,11 @@ def test_a_single_policy_has_no_speedup(capsys):
 def test_the_table_names_what_the_issue_asks_for_and_ends_with_a_sentence(capsys):
     assert run(["reboot", *SMALL]) == 0
     out = capsys.readouterr().out
-    for row in ("downtime", "all memory back after", "held back at most", "exceptions 0x3e", "UVC DESTR_SEC_STOR",
-                "longest hold of the mmap lock", "calls made under it", "next run slower", "eager / lazy downtime"):  # fmt: skip
+    rows = (
+        "downtime", "all memory back after", "held back at most", "exceptions 0x3e", "UVC DESTR_SEC_STOR",
+        "longest hold of the mmap lock", "calls made under it", "next run slower", "eager / lazy downtime",
+    )  # fmt: skip
+    for row in rows:
         assert row in out
     assert "not of a mainframe" in out
 
@@ -185,8 +188,8 @@ def interrupted(*arguments):
 compare.measure = interrupted
 compare.warm = lambda *_: None
 status = __main__.run(sys.argv[1:])
-left = [t.name for t in threading.enumerate() if t is not threading.main_thread() and not isinstance(t, threading.Timer)]
-print(left)
+others = [t for t in threading.enumerate() if t is not threading.main_thread()]
+print([t.name for t in others if not isinstance(t, threading.Timer)])
 sys.exit(status)
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,7 +12,7 @@ import typer
 from lazypv.errors import EXIT_VIOLATION
 
 if TYPE_CHECKING:
-    from lazypv.report import Comparison
+    from lazypv.scenario.compare import Comparison
 
 
 class Policy(StrEnum):
@@ -63,112 +64,76 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 Save = Annotated[
     Path | None, typer.Option(metavar="RUN.arrow", help="Write the timeline as an Arrow table.", show_default=False)
 ]
+Picture = Annotated[
+    Path | None, typer.Option(metavar="RUN.svg", help="Draw the table for a document.", show_default=False)
+]
 
 
-def reboot(
-    image: Image = None,
-    memory: Memory = None,
-    vcpus: Vcpus = 2,
-    policy: Policies = Policy.BOTH,
-    threads: Threads = None,
-    batch: Batch = 512,
-    throttle: Throttle = None,
-    sync_below: SyncBelow = "2GiB",
-    workload: WorkloadName = Pattern.BOOT,
-    repeat: Repeat = 2,
-    seed: Seed = 0,
-    json: Json = False,
-    save: Save = None,
-) -> None:
-    """Reboot a protected guest: how long is it down, and when is all of its old memory clean?
-
-    Exit status: 0 fine, 2 bad use or input, 3 an invariant was violated, 130 interrupted.
-    """
-    _run(
-        "reboot", image, memory, vcpus, policy, threads, batch, throttle, sync_below, workload, repeat, seed, json, save
-    )
+_DOCUMENTATION = {
+    "reboot": "Reboot a protected guest: how long is it down, and when is all of its old memory clean?",
+    "shutdown": "Shut a protected guest down: how long until its process is gone, and when is all its memory back?",
+}
+_STATUS = "Exit status: 0 fine, 2 bad use or input, 3 an invariant was violated, 130 interrupted."
 
 
-def shutdown(
-    image: Image = None,
-    memory: Memory = None,
-    vcpus: Vcpus = 2,
-    policy: Policies = Policy.BOTH,
-    threads: Threads = None,
-    batch: Batch = 512,
-    throttle: Throttle = None,
-    sync_below: SyncBelow = "2GiB",
-    workload: WorkloadName = Pattern.BOOT,
-    repeat: Repeat = 2,
-    seed: Seed = 0,
-    json: Json = False,
-    save: Save = None,
-) -> None:
-    """Shut a protected guest down: how long until its process is gone, and when is all of its memory back?
+def _command(kind: Literal["reboot", "shutdown"]) -> Callable[..., None]:
+    """The command of that name: both have the same options and do the same around what they measure."""
 
-    Exit status: 0 fine, 2 bad use or input, 3 an invariant was violated, 130 interrupted.
-    """
-    _run(
-        "shutdown",
-        image,
-        memory,
-        vcpus,
-        policy,
-        threads,
-        batch,
-        throttle,
-        sync_below,
-        workload,
-        repeat,
-        seed,
-        json,
-        save,
-    )
+    def command(
+        image: Image = None,
+        memory: Memory = None,
+        vcpus: Vcpus = 2,
+        policy: Policies = Policy.BOTH,
+        threads: Threads = None,
+        batch: Batch = 512,
+        throttle: Throttle = None,
+        sync_below: SyncBelow = "2GiB",
+        workload: WorkloadName = Pattern.BOOT,
+        repeat: Repeat = 2,
+        seed: Seed = 0,
+        json: Json = False,
+        save: Save = None,
+        picture: Picture = None,
+    ) -> None:
+        from lazypv.cli.progress import Progress
+        from lazypv.files import check_writable
+        from lazypv.guest import Workload
+        from lazypv.scenario.compare import Plan, compare
+
+        for path in (save, picture):
+            if path is not None:
+                check_writable(path)
+        plan = Plan(
+            kind=kind,
+            image=image,
+            memory=memory,
+            vcpus=vcpus,
+            policies=("eager", "lazy") if policy is Policy.BOTH else (policy.value,),
+            threads=threads,
+            batch=batch,
+            throttle=throttle,
+            sync_below=sync_below,
+            workload=Workload(workload.value),
+            repeat=repeat,
+            seed=seed,
+            timeline=save is not None,
+        )
+        with Progress() as progress:
+            comparison = compare(plan, progress)
+        _hand_out(comparison, json, save, picture)
+
+    command.__name__ = kind
+    command.__doc__ = f"{_DOCUMENTATION[kind]}\n\n{_STATUS}"
+    return command
 
 
-def _run(
-    kind: Literal["reboot", "shutdown"],
-    image: str | None,
-    memory: str | None,
-    vcpus: int,
-    policy: Policy,
-    threads: int | None,
-    batch: int,
-    throttle: float | None,
-    sync_below: str,
-    workload: Pattern,
-    repeat: int,
-    seed: int,
-    json: bool,
-    save: Path | None,
-) -> None:
-    from lazypv.cli.progress import Progress
-    from lazypv.guest import Workload
-    from lazypv.report import as_json, print_table, save_timeline
-    from lazypv.report.timeline import check_writable
-    from lazypv.scenario.compare import Plan, compare
+def _hand_out(comparison: Comparison, json: bool, save: Path | None, picture: Path | None) -> None:
+    from lazypv.report import as_json, print_table, save_picture, save_timeline
 
-    if save is not None:
-        check_writable(save)
-    plan = Plan(
-        kind=kind,
-        image=image,
-        memory=memory,
-        vcpus=vcpus,
-        policies=("eager", "lazy") if policy is Policy.BOTH else (policy.value,),
-        threads=threads,
-        batch=batch,
-        throttle=throttle,
-        sync_below=sync_below,
-        workload=Workload(workload.value),
-        repeat=repeat,
-        seed=seed,
-        timeline=save is not None,
-    )
-    with Progress() as progress:
-        comparison: Comparison = compare(plan, progress)
     if save is not None:
         save_timeline(comparison, save)
+    if picture is not None:
+        save_picture(comparison, picture)
     if json:
         typer.echo(as_json(comparison))
     else:
@@ -177,3 +142,7 @@ def _run(
         for number, text in comparison.violations:
             typer.echo(f"lazypv: invariant {number} is violated: {text}", err=True)
         raise typer.Exit(EXIT_VIOLATION)
+
+
+reboot = _command("reboot")
+shutdown = _command("shutdown")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from lazypv.errors import UsageError
+from lazypv.files import replaced_atomically
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lazypv.scenario.compare import Comparison
 
 SCHEMA = pa.schema(
@@ -31,23 +30,6 @@ SCHEMA = pa.schema(
 )
 
 
-def check_writable(path: Path) -> None:
-    """Say now rather than after the runs that `path` cannot be written.
-
-    Raises
-    ------
-    UsageError
-        Its folder does not exist or may not be written, or it is a folder itself.
-    """
-    folder = path.resolve().parent
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder")
-    if not folder.is_dir():
-        raise UsageError(f"{path}: its folder does not exist")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{path}: its folder may not be written")
-
-
 def save_timeline(comparison: Comparison, path: Path) -> None:
     """Write the timeline; the file is replaced atomically, or not at all."""
     rows = [
@@ -59,11 +41,5 @@ def save_timeline(comparison: Comparison, path: Path) -> None:
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(SCHEMA)
     order = ("policy", "run", "start_s", "end_s", "actor", "step", "pages", "done", "noop", "refused")
     table = pa.table(dict(zip(order, columns, strict=True)), schema=SCHEMA)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.resolve().parent)
-    try:
-        with os.fdopen(handle, "wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-            writer.write_table(table)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replaced_atomically(path) as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        writer.write_table(table)

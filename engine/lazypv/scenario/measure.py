@@ -2,8 +2,8 @@
 
 A run goes like this. The old run comes up, fills its memory, works, shares some pages. At its last instruction the
 clock starts; the guest is down until the next run's first instruction (or until the process is gone). The new run meets
-what is left of the old one, first as a normal guest, then as a protected one, beginning with what the walk reaches last.
-When nothing is left to clean, invariants, accounts and remains are looked at.
+what is left of the old one, first as a normal guest, then as a protected one, and begins with what the walk reaches
+last. When nothing is left to clean, invariants, accounts and remains are looked at.
 """
 
 from __future__ import annotations
