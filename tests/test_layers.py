@@ -4,8 +4,8 @@ Source: design, "The picture".
 
 A room may import rooms below it and itself. That holds for imports for types only as well: no room needs a type of a
 room above, so an upward type would be the beginning of an upward dependency. Errors and sizes are for all. Beside the
-tower stand clocks (steps and errors), image, snapshot and explain (errors and sizes), invariants (may read everything
-below the scenario); the tower below the scenario knows none of them.
+tower stand clocks (steps and errors), image, explain and files (errors and sizes), snapshot and invariants (may read
+everything below the scenario); the tower below the scenario knows none of them.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ BESIDE = {
     "lazypv.clocks": {"lazypv.steps"},
     "lazypv.image": set(),
     "lazypv.explain": set(),
+    "lazypv.files": set(),
     "lazypv.snapshot": BELOW_THE_SCENARIO,
     "lazypv.invariants": BELOW_THE_SCENARIO,
 }
@@ -57,6 +58,7 @@ MAY_IMPORT_BESIDE = {
     "lazypv.clocks": {"lazypv.scenario", "lazypv.report", "lazypv.cli"},
     "lazypv.image": {"lazypv.scenario", "lazypv.report", "lazypv.cli", "lazypv", "lazypv.snapshot"},
     "lazypv.explain": {"lazypv.cli", "lazypv"},
+    "lazypv.files": {"lazypv.scenario", "lazypv.report", "lazypv.cli", "lazypv.snapshot"},
     "lazypv.snapshot": {"lazypv.scenario", "lazypv.report", "lazypv.cli", "lazypv"},
     "lazypv.invariants": {"lazypv.scenario", "lazypv.report", "lazypv.cli"},
 }

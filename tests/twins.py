@@ -99,10 +99,10 @@ class World:
 
 
 def on_lines(pages):
-    """A copy of ``uint8[n, 4096]`` that begins at a cache line, as storage does: streaming stores fault elsewhere."""
-    room = np.empty(pages.size + 64, np.uint8)
+    """A copy of pages, bytes or words, that begins at a cache line as storage does: streaming stores fault elsewhere."""
+    room = np.empty(pages.nbytes + 64, np.uint8)
     start = -room.ctypes.data % 64
-    copied = room[start : start + pages.size].reshape(pages.shape)
+    copied = room[start : start + pages.nbytes].view(pages.dtype).reshape(pages.shape)
     copied[:] = pages
     return copied
 
@@ -512,6 +512,17 @@ def get_reference(host, frame):
     return 0
 
 
+def drop_reference(host, frame):
+    """The last one takes the marks along."""
+    host[frame] = host[frame] - 1 if host[frame] & REFERENCES > 1 else 0
+
+
+def hold_mapped(pte, entry, host):
+    """The frame that is mapped, with one reference more."""
+    value = int(entry_of(pte, entry))
+    return (get_reference(host, value - 1), value - 1) if value else (1, -1)
+
+
 def get_references(host, frames, first, last):
     for i in range(first, last):
         if get_reference(host, frames[i]) != 0:
@@ -648,6 +659,11 @@ def _guest_pages_of(state, owner, slot, first, last):
 
 def census(state, owner, first, last, counts):
     np.add.at(counts, (owner[first:last], state[first:last] & STATE_MASK), 1)
+
+
+def first_outside(frames, size):
+    outside = np.flatnonzero((frames < 0) | (frames >= size))
+    return int(outside[0]) if outside.size else -1
 
 
 def count_owned(state, owner, slot, first, last):

@@ -29,6 +29,7 @@ NEIGHBOUR_SHARE: Final = 64
 """The neighbour's memory is one part in so many of the memory that is walked over."""
 ALONE_SECONDS: Final = 0.1
 """How long the neighbour is watched while nothing else happens, before each walk."""
+POLL_SECONDS: Final = 0.001
 NEIGHBOUR_UNIT: Final = "of the guest's speed alone"
 FOR_EVER: Final = 1 << 60
 
@@ -147,11 +148,8 @@ class Neighbour:
     def start(self) -> None:
         """Let it run, and watch it for a while before anything else happens."""
         self._actors = self._vm.start(Workload("sequential", touches=FOR_EVER, writes=False))
-        before = self._vm.guest.accesses
-        while self._vm.guest.accesses == before:
-            time.sleep(ALONE_SECONDS / 100)
-        self._look()
-        time.sleep(ALONE_SECONDS)
+        self._watch(0.0)
+        self._watch(ALONE_SECONDS)
         self._alone = self._speed_since()
 
     def walk_begins(self) -> None:
@@ -169,6 +167,14 @@ class Neighbour:
     def speed_beside(self) -> float:
         """Its speed beside the walk over its speed alone: the median of all walks but the first, which warms up."""
         return median(self._ratios[1:])
+
+    def _watch(self, seconds: float) -> None:
+        """Look on for so long, and until it has done something."""
+        self._look()
+        while time.perf_counter() - self._at < seconds or self._vm.guest.accesses == self._accesses:
+            if self._actors[0].done:
+                self.stop()  # raises what it broke down with
+            time.sleep(POLL_SECONDS)
 
     def _look(self) -> None:
         self._at, self._accesses = time.perf_counter(), self._vm.guest.accesses

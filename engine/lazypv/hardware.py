@@ -224,7 +224,7 @@ class Machine:
                 firmware.storage.words, firmware.state, frames, first, last, code, into
             ),
         )
-        return BulkAnswer(code, counts)
+        return BulkAnswer.counted(code, counts)
 
     def _require_frames(self, frames: NDArray[np.int64]) -> None:
         if frames.size and not 0 <= int(frames.min()) <= int(frames.max()) < self.pages:
@@ -276,7 +276,7 @@ class Machine:
                 if configuration is not None:
                     firmware.dismiss(configuration)
                 code[:] = ICPT_VALIDITY
-                return BulkAnswer(code, np.array([0, 0, 0, pages.size], np.int64))
+                return BulkAnswer(code, 0, refused=pages.size)
             slot = configuration.slot
         try:
             counts = self.workers.add_up(
@@ -286,7 +286,7 @@ class Machine:
                     pages, operation, values, source, rows, first, last, code, into,
                 ),
             )  # fmt: skip
-            return BulkAnswer(code, counts)
+            return BulkAnswer.counted(code, counts)
         finally:
             if configuration is not None:
                 firmware.dismiss(configuration)

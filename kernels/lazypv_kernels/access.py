@@ -25,7 +25,7 @@ from lazypv_kernels.layout import (
     SEC,
     SHR,
 )
-from lazypv_kernels.native import load_acquire
+from lazypv_kernels.native import fence, load_acquire, stream_copy_page, stream_zero_page
 
 TRANSLATION = 0x11
 """Program interruption: no mapping (page translation)."""
@@ -133,9 +133,10 @@ def guest_access(
             else:
                 if operation >= STORE_PAGE:
                     if rows[i] >= 0:
-                        words[frame, :] = source[rows[i], :]
+                        stream_copy_page(words, frame, source, rows[i])
                     else:
-                        words[frame, :] = 0
+                        stream_zero_page(words, frame)
+                    fence()
                 if operation != COPY_PAGE:
                     words[frame, stamp_offset(page)] = values[i]
         let_go(state, frame)
@@ -239,7 +240,8 @@ def host_clear(words: U64, state: U8, frames: I64, first: Integer, last: Integer
             continue
         why = verdict(seen, False, False, False)
         if why == 0 and words.shape[0] > 0:
-            words[frame, :] = 0
+            stream_zero_page(words, frame)
+            fence()
         let_go(state, frame)
         code[i] = RC_DONE if why == 0 else why
         counts[COUNT_DONE if why == 0 else COUNT_REFUSED] += 1

@@ -48,6 +48,35 @@ def get_reference(host: U8, frame: Integer) -> int:
 
 
 @kernel
+def drop_reference(host: U8, frame: Integer) -> None:
+    """Undo :func:`get_reference`; marks go with the last reference."""
+    while True:
+        seen = load_acquire(host, frame)
+        after = np.uint8(seen - 1)
+        if after & REFERENCES == 0:
+            after = np.uint8(0)
+        if compare_and_swap(host, frame, seen, np.uint8(after)):
+            return
+
+
+@kernel
+def hold_mapped(pte: U32, entry: Integer, host: U8) -> tuple[int, np.int64]:
+    """The frame behind one entry, with one reference more: (TAKEN, FREE or OVERFLOW; frame or -1).
+
+    The entry is read again once the reference is there: meanwhile the page may have been unmapped and handed out anew.
+    """
+    value = load_acquire(pte, entry) if 0 <= entry < pte.size else np.uint32(NO_FRAME)
+    if value == NO_FRAME:
+        return FREE, np.int64(-1)
+    frame = np.int64(value) - 1
+    answer = get_reference(host, frame)
+    if answer == TAKEN and load_acquire(pte, entry) != value:
+        drop_reference(host, frame)
+        return FREE, np.int64(-1)
+    return answer, frame
+
+
+@kernel
 def get_references(host: U8, frames: I64, first: Integer, last: Integer) -> Integer:
     """One more reference on each of ``frames[first:last]``; index of the first that it leaves to Python, or `last`."""
     for i in range(first, last):
@@ -67,14 +96,11 @@ def gather(pte: U32, at: Integer, end: Integer, host: U8, limit: Integer, frames
     for entry in range(at, end):
         if count == limit:
             return count, entry, False
-        value = load_acquire(pte, entry)
-        if value == NO_FRAME:
-            continue
-        answer = get_reference(host, np.int64(value) - 1)
+        answer, frame = hold_mapped(pte, entry, host)
         if answer == OVERFLOW:
             return count, entry, True
         if answer == TAKEN:
-            frames[count] = np.int64(value) - 1
+            frames[count] = frame
             count += 1
     return count, end, False
 
@@ -86,16 +112,10 @@ def look_up(pte: U32, pages: I64, host: U8, frames: I64, first: Integer, last: I
     frames : int64[k], written. Gives the index where it stopped: `last`, or a frame of the side table.
     """
     for i in range(first, last):
-        page = pages[i]
-        frames[i] = -1
-        value = load_acquire(pte, page) if 0 <= page < pte.size else np.uint32(NO_FRAME)
-        if value == NO_FRAME:
-            continue
-        answer = get_reference(host, np.int64(value) - 1)
+        answer, frame = hold_mapped(pte, pages[i], host)
+        frames[i] = frame if answer == TAKEN else -1
         if answer == OVERFLOW:
             return i
-        if answer == TAKEN:
-            frames[i] = np.int64(value) - 1
     return last
 
 
@@ -113,6 +133,10 @@ def settle(
         frame = frames[i]
         while True:
             seen = load_acquire(host, frame)
+            if seen != 0 and seen & REFERENCES == 0:
+                # Frozen: somebody imports it under the page table lock, for which an unmapping waits.
+                relax()
+                continue
             after = seen
             if clear_mark and rc[i] == RC_DONE:
                 after = after & ~np.uint8(MARK_SECURE)

@@ -18,6 +18,15 @@ from lazypv_kernels.layout import (
 
 
 @kernel
+def first_outside(frames: I64, size: Integer) -> int:
+    """Index of the first of `frames` that is no frame of a machine of `size`, or -1. frames : int64[k]."""
+    for i in range(frames.size):
+        if frames[i] < 0 or frames[i] >= size:
+            return i
+    return -1
+
+
+@kernel
 def census(state: U8, owner: U16, first: Integer, last: Integer, counts: I64) -> None:
     """Frames of ``[first, last)`` by slot and page state. counts : int64[slots, 8], added to."""
     for frame in range(first, last):

@@ -70,3 +70,12 @@ def test_the_list_is_one_line_a_benchmark(capsys):
     """Its name, and what is done."""
     print_list([fake_benchmark([[1], [1]])])
     assert capsys.readouterr().out == "fake  \n"
+
+
+def test_no_figure_is_cut_off_on_80_columns():
+    """The longest name, the longest unit, the longest figures."""
+    unit = "of the guest's speed alone"
+    longest = Result(
+        "destroy.walk4096.beside", 0.0737, 0.0726, 0.0757, "higher", 0.78, "streaming fill", unit, 0.342, {}
+    )
+    assert "…" not in table_of(longest)

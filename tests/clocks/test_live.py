@@ -551,25 +551,39 @@ def test_stop_ends_working_waiting_and_queued_texts_and_joins_their_threads(cloc
 
 def test_a_text_that_wants_a_lock_while_it_is_ended_does_not_hang(clock):
     """Whoever is being ended is not parked again."""
-    lock, started = Lock("a lock"), []
+    first, second, started = Lock("first lock"), Lock("second lock"), []
 
-    async def holder():
-        async with lock.exclusive():
+    async def stubborn(one, two):
+        async with one.exclusive():
             started.append(1)
-            await Wait(lambda: False, "the end", outside=True)
+            try:
+                await Wait(lambda: False, "the end", outside=True)
+            finally:
+                async with two.exclusive():
+                    started.append("both")
 
-    async def stubborn():
+    clock.spawn(stubborn(first, second), "left")
+    clock.spawn(stubborn(second, first), "right")
+    clock.run(until(lambda: len(started) == 2))
+    clock.stop()
+    assert first.holders() == second.holders() == []
+
+
+def test_a_text_that_waits_while_it_is_ended_does_not_hang(clock):
+    """Though nobody is left to wake it."""
+    started = []
+
+    async def incurable():
+        started.append(1)
         try:
             await Wait(lambda: False, "the end", outside=True)
         finally:
-            async with lock.exclusive():
-                started.append("never mind")
+            await _wait_for("what will never be")
 
-    clock.spawn(holder(), "holder")
-    clock.spawn(stubborn(), "stubborn")
+    actor = clock.spawn(incurable(), "incurable")
     clock.run(until(lambda: bool(started)))
     clock.stop()
-    assert lock.holders() == []
+    assert isinstance(actor.error, Cancelled)
 
 
 def test_a_keyboard_interrupt_in_the_main_text_ends_all_and_is_raised(clock):

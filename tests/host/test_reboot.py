@@ -60,7 +60,7 @@ def test_a_guest_at_the_limit_has_a_segment_table_and_takes_the_immediate_path(m
     assert world.vm.gmap.table is table
     world.protect()
     world.exit()
-    world.drain()
+    assert world.vm.closed_result == Result(0, 1, 0)
     world.check_all_gone()
 
 
@@ -134,7 +134,6 @@ def test_a_walk_stops_when_only_so_many_users_are_left(world):
     mm = world.vm.mm
     assert stepper.run(mm.get_not_zero())
     users = mm.users
-    world.let_go()
     walk = stepper.start(destroy_range(world.host.pages, mm, 1, 0, mm.end, BATCH, "walk"))
     walk.until(named("gather"))
     mm.users = 1
@@ -297,7 +296,6 @@ def test_a_gathered_page_that_is_unmapped_meanwhile_is_kept_alive_and_cleaned(wo
     """Semantics 4.5: the reference of the batch; the unmap hook exports, then destroy is a no-op."""
     world.reboot_with_old_pages()
     stepper, mm = Stepper(), world.vm.mm
-    world.let_go()
     walk = stepper.start(destroy_range(world.host.pages, mm, 1, world.vm.base + 100, mm.end, BATCH, "walk"))
     walk.until(named("destroy pages"))
     frame = world.frames(100)

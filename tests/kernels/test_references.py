@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import twins
@@ -71,7 +73,7 @@ def test_settling_is_its_twin(seed, size, drop, clear_mark):
     """Invariant 3: the mark goes only where the call succeeded, or with the last reference."""
     rng = np.random.default_rng(seed)
     frames = random_frames(rng, size, size)
-    host = random_host(rng, size, frozen=seed == 0)
+    host = random_host(rng, size)
     host[rng.random(size) < 0.7] = MARK_SECURE | 2
     rc = rng.choice(np.array([RC_DONE, RC_BUSY, 0xF01], np.uint16), frames.size)
     agree(references.settle, twins.settle, host, frames, 0, frames.size, rc, clear_mark, drop)
@@ -147,3 +149,34 @@ def test_mapping_and_unmapping_are_their_twins(seed, size):
     agree(references.map_pages, twins.map_pages, pte, pages, frames, 0, size, np.zeros(size, np.uint8))
     for limit in (0, 1, 7, 40):
         agree(references.unmap, twins.unmap, pte, int(rng.integers(0, 41)), 40, limit, np.full(40, -9))
+
+
+def test_a_reference_is_dropped_from_every_byte_that_has_one():
+    for byte in range(256):
+        if byte & REFERENCES:
+            host, twin = np.array([byte], np.uint8), np.array([byte], np.uint8)
+            references.drop_reference(host, 0)
+            twins.drop_reference(twin, 0)
+            assert host[0] == twin[0]
+
+
+@pytest.mark.parametrize("byte", [0, 1, 5, MARK_SECURE | 2, REFERENCES - 1, REFERENCES])
+@pytest.mark.parametrize("entry", [-1, 0, 1, 2])
+def test_what_is_mapped_is_held(byte, entry):
+    """Entry 1 maps frame 0; entries 0 and 2 map nothing or lie outside."""
+    pte = np.array([0, 1], np.uint32)
+    host, twin = np.array([byte], np.uint8), np.array([byte], np.uint8)
+    assert tuple(references.hold_mapped(pte, entry, host)) == tuple(twins.hold_mapped(pte, entry, twin))
+    assert host[0] == twin[0]
+
+
+def test_dropping_a_reference_waits_until_the_frame_is_thawed():
+    """Semantics 2.5: an unmapping waits for the lock under which an import has frozen the page."""
+    host, frames = np.array([MARK_SECURE], np.uint8), np.zeros(1, np.int64)
+    rc = np.ones(1, np.uint16)
+    settled = threading.Thread(target=references.settle, args=(host, frames, 0, 1, rc, False, True))
+    settled.start()
+    references.unfreeze(host, frames, np.ones(1, np.uint8), 0, 1, rc)
+    settled.join(30)
+    assert not settled.is_alive()
+    assert host[0] == 0

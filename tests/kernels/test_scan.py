@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import twins
 
 from lazypv_kernels import scan
@@ -92,3 +93,9 @@ def test_frames_whose_content_is_known_by_hash_are_found(seed, size):
     for room in (0, 2, 200):
         hits, _ = agree(scan.find_hashes, twins.find_hashes, words, table, 0, size, np.zeros(room, np.int64))
         assert hits == len(range(0, size, 3))
+
+
+@pytest.mark.parametrize("frames", [[], [0], [3, 9], [3, 10], [-1, 2], [9, 9, 11, -4]])
+def test_the_first_frame_outside_the_machine_is_found(frames):
+    frames = np.array(frames, np.int64)
+    assert scan.first_outside(frames, 10) == twins.first_outside(frames, 10)

@@ -55,7 +55,8 @@ def _copies(arguments):
 
 
 def _copy(array):
-    return on_lines(array) if array.ndim == 2 and array.shape[1] == PAGE_SIZE else array.copy()
+    page = array.ndim == 2 and array.shape[1] * array.itemsize == PAGE_SIZE
+    return on_lines(array) if page else array.copy()
 
 
 def random_state(rng, size, held=0.2):

@@ -24,24 +24,23 @@ def on_a_line(size, off=0):
 
 def test_somebodys_memory_is_used_in_place():
     """Design: any writable buffer, without a copy; what its owner can read it stays able to read."""
-    with mmap.mmap(-1, 8 * PAGE_SIZE) as memory:
-        memory[PAGE_SIZE : PAGE_SIZE + 5] = b"hello"
-        machine = Machine.attach(memory, uv_base_pages=1)
-        assert machine.pages == 8
-        assert machine.load(PAGE_SIZE, 5) == b"hello"
-        machine.store(2 * PAGE_SIZE - 2, b"across")
-        assert memory[2 * PAGE_SIZE - 2 : 2 * PAGE_SIZE + 4] == b"across"
-        machine.close()
-        del machine
+    memory = mmap.mmap(-1, 8 * PAGE_SIZE)
+    memory[PAGE_SIZE : PAGE_SIZE + 5] = b"hello"
+    machine = Machine.attach(memory, uv_base_pages=1)
+    assert machine.pages == 8
+    assert machine.load(PAGE_SIZE, 5) == b"hello"
+    machine.store(2 * PAGE_SIZE - 2, b"across")
+    assert memory[2 * PAGE_SIZE - 2 : 2 * PAGE_SIZE + 4] == b"across"
 
 
 def test_a_shared_file_is_used_in_place(tmp_path):
     """Design: the file behind a running QEMU guest's RAM (memory-backend-file,share=on)."""
     path = tmp_path / "ram"
     path.write_bytes(bytes(4 * PAGE_SIZE))
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-        Machine.attach(memory, uv_base_pages=1).store(PAGE_SIZE, b"guest")
-        assert path.read_bytes()[PAGE_SIZE : PAGE_SIZE + 5] == b"guest"
+    with path.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+    Machine.attach(memory, uv_base_pages=1).store(PAGE_SIZE, b"guest")
+    assert path.read_bytes()[PAGE_SIZE : PAGE_SIZE + 5] == b"guest"
 
 
 def test_any_writable_buffer_on_a_cache_line_will_do():

@@ -13,7 +13,7 @@ import pytest
 
 from lazypv.hardware import Machine
 from lazypv.ultravisor import interface as uv
-from lazypv_kernels import access, references
+from lazypv_kernels import access, claims, references
 from lazypv_kernels.layout import CLAIMED, DON_CPU, NS, RC_BUSY, RC_DONE, SEC, SHR, TOUCH_MASK
 
 from .guests import PAGE_SIZE, Guest, firmware_of
@@ -186,28 +186,38 @@ def test_a_new_guest_moves_in_while_the_old_one_is_destroyed(seed):
 
 def test_no_destroyed_page_is_readable_before_it_is_clear():
     """Invariant 30: the state is published after clearing; readers wait for the very frames that are being cleared."""
-    pages, rounds = 1024, 25
-    machine = Machine((pages + 2 * FIRST) * PAGE_SIZE, uv_base_pages=1)
-    frames = np.arange(FIRST, FIRST + pages)
-    firmware = firmware_of(machine)
+    rounds, size = 400, 64
+    machine = Machine(3 * FIRST * PAGE_SIZE, uv_base_pages=1)
+    frames = np.arange(FIRST, FIRST + size)
     guest = Guest(machine, frames)
     guest.stop()
-    page_of_secrets = np.full(512, SECRET, np.uint64)
-    for _ in range(rounds):
-        firmware.storage.words[frames] = page_of_secrets
-        firmware.owner[frames], firmware.state[frames] = guest.slot, SEC
+    firmware, slot, done = firmware_of(machine), guest.slot, threading.Event()
 
-        def read(order):
-            buffer = np.empty((order.size, PAGE_SIZE), np.uint8)
-            for _ in range(3):
-                assert_readable_pages_hold_none_of(machine, order, [SECRET], buffer)
+    def make_secret_again():
+        held = [frame for frame in frames if claims.claim(firmware.state, frame) != claims.BUSY]
+        firmware.storage.words[held] = np.uint64(SECRET)
+        firmware.owner[held] = slot
+        for frame in held:
+            claims.publish(firmware.state, frame, SEC)
 
-        def destroy():
-            assert machine.ultravisor.destroy_pages(frames).refused == 0
+    def destroy():
+        try:
+            for _ in range(rounds):
+                make_secret_again()
+                assert until_answered(machine.ultravisor.destroy_pages, frames) == {RC_DONE}
+        finally:
+            done.set()
 
-        in_threads(destroy, lambda: read(frames), lambda: read(frames[::-1].copy()), lambda: read(frames[32:]))
-        machine.ultravisor.destroy_pages(frames)
-        assert not firmware.state[frames].any()
+    def read(order):
+        buffer = np.empty((order.size, PAGE_SIZE), np.uint8)
+        while not done.is_set():
+            assert_readable_pages_hold_none_of(machine, order, [SECRET], buffer)
+
+    in_threads(
+        destroy, *(lambda order=order: read(np.tile(order, 20)) for order in (frames, frames[::-1], frames[32:]))
+    )
+    assert_nothing_is_held(machine)
+    assert not firmware.state[frames].any()
 
 
 def test_a_guest_page_has_one_frame_however_its_mapping_changes_under_the_import():
@@ -255,7 +265,7 @@ def test_an_unmapped_frame_is_the_hosts_however_many_imports_are_under_way():
     mapped, done = guest.translation.copy(), threading.Event()
 
     def bring_in():
-        column = np.tile(guest.all_pages, 200)
+        column = np.tile(guest.all_pages, 2000)
         while not done.is_set():
             code = machine.ultravisor.import_pages(guest.handle, column).rc
             assert set(code.tolist()) <= {RC_DONE, RC_BUSY, uv.CONV_TO_RC_NOT_MAPPED}
@@ -301,7 +311,7 @@ def test_cpu_storage_is_given_and_returned_while_others_look_at_it():
             done.set()
 
     def look(call, codes):
-        column = np.tile(storage, 500)
+        column = np.tile(storage, 5000)
         while not done.is_set():
             assert set(call(column).rc.tolist()) <= codes
 
@@ -341,10 +351,9 @@ def test_a_mark_is_taken_back_while_others_read_the_table():
             done.set()
 
     def read():
-        column = np.tile(table, 50)
-        buffer = np.empty((column.size, PAGE_SIZE), np.uint8)
+        column = np.tile(table, 3000)
         while not done.is_set():
-            assert (machine.copy_pages(column, buffer, write=False) == RC_DONE).all()
+            assert set(machine.clear_pages(column).rc.tolist()) <= {RC_DONE, RC_BUSY}
 
     in_threads(refused, read, read, read)
     assert_nothing_is_held(machine)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lazypv._version import __version__
+from lazypv.cli.bench import bench
 from lazypv.cli.explain import explain
 from lazypv.cli.reboot import reboot, shutdown
 
@@ -39,3 +40,4 @@ def _options(
 app.command()(reboot)
 app.command()(shutdown)
 app.command()(explain)
+app.command()(bench)

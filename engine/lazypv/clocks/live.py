@@ -368,16 +368,19 @@ class LiveClock:
                     actor.queued = None
                 else:
                     lock.give_up(actor, shared)
-                self._grant(lock)
                 raise
         actor.holds[lock] = Hold(time.perf_counter())
 
     def _release(self, actor: Actor, step: Release) -> None:
         hold = actor.holds.pop(step.lock)
         longest = self.holds.setdefault((step.lock.name, actor.name), LongestHold())
-        longest.pages = max(longest.pages, hold.pages)
-        longest.calls = max(longest.calls, hold.calls)
-        longest.seconds = max(longest.seconds, time.perf_counter() - hold.since)
+        seconds = time.perf_counter() - hold.since
+        if hold.pages > longest.pages:
+            longest.pages = hold.pages
+        if hold.calls > longest.calls:
+            longest.calls = hold.calls
+        if seconds > longest.seconds:
+            longest.seconds = seconds
         step.lock.give_up(actor, step.shared)
         self._grant(step.lock)
 

@@ -101,17 +101,15 @@ async def _set_aside(host: Host, mm: Mm, vma: Vma, at: int) -> int:
             node = aside.nodes[0]
             frames, at = mm.unmap(vma, at, vma.pte.size, node.room)
             if frames.size:
-                await Bulk("set aside", lambda part: _write_down(host, node, part), frames)
+                await Bulk("set aside", lambda part: _write_down(node, part), frames)
             return at
     return await _export_unmapped(host, mm, vma, at, EXPORT_BATCH)
 
 
-def _write_down(host: Host, node: Node, frames: NDArray[np.int64]) -> BulkAnswer:
-    """Per page: a reference for the list, its number on the node; then the mapping's reference goes."""
-    host.machine.frames.get(frames)
+def _write_down(node: Node, frames: NDArray[np.int64]) -> BulkAnswer:
+    """Per page: its number on the node; the mapping's reference, which would go now, becomes the list's."""
     node.append(frames)
-    host.machine.frames.put(frames)
-    return BulkAnswer(np.full(frames.size, RC_DONE, RC_DTYPE), np.array([frames.size, 0, 0, 0], np.int64))
+    return BulkAnswer(np.full(frames.size, RC_DONE, RC_DTYPE), frames.size)
 
 
 async def unmap_range(host: Host, mm: Mm, vma: Vma, start: int, end: int) -> None:

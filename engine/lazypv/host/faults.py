@@ -54,7 +54,7 @@ def _killed(code: int, page: int, why: str) -> ProcessKilledError:
 async def page_fault(vm: Vm, pages: Pages) -> None:
     """Map fresh memory at `pages` (0x11): allocate, clear, enter; who comes second gives his page back."""
     kernel = vm.host.pages
-    pages = np.unique(pages)
+    pages = _once(pages)
     async with vm.mm.mmap_lock.shared():
         if not vm.is_backed(pages).all():
             bad = int(pages[~vm.is_backed(pages)][0])
@@ -117,7 +117,7 @@ async def non_secure(vm: Vm, pages: Pages) -> None:
 async def import_pages(vm: Vm, pages: Pages, call: Callable[[Pages], object], code: int) -> None:
     """Make `pages` secure by `call`; fault in what is not mapped, wait for stray references, give up on refusals."""
     kernel = vm.host.pages
-    todo = np.unique(pages)
+    todo = _once(pages)
     while todo.size:
         rc = await kernel.make_secure(vm.gmap, todo, call)  # type: ignore[arg-type]
         if np.count_nonzero(rc == RC_DONE) == todo.size:
@@ -158,9 +158,16 @@ async def validity(vm: Vm, pages: Pages) -> None:
     raise ProcessKilledError("validity intercept", f"SIE entry for guest page {int(pages[0]):#x}")
 
 
+def _once(pages: Pages) -> Pages:
+    """`pages` in ascending order, each once; most come that way, and sorting would cost more than looking."""
+    if pages.size < 2 or bool((pages[1:] > pages[:-1]).all()):
+        return pages
+    return np.unique(pages)
+
+
 def _look_up(kernel: SecurePages, vm: Vm, pages: Pages) -> tuple[Pages, NDArray[np.int64]]:
     """Which of `pages` are mapped, and their frames with one reference each; for absent ones the guest comes again."""
-    pages = np.unique(pages)
+    pages = _once(pages)
     frames = kernel.frames.look_up(vm.gmap.pte, pages)
     present = frames >= 0
     return pages[present], frames[present]

@@ -54,10 +54,9 @@ class Vma:
     pte: NDArray[np.uint32]
     backing: Backing
 
-    @property
-    def end(self) -> int:
+    def __post_init__(self) -> None:
+        self.end: int = self.start + self.pte.size
         """First page behind the range."""
-        return self.start + self.pte.size
 
 
 class ProtectedCounter:
@@ -196,14 +195,17 @@ class Mm:
         found: list[NDArray[np.int64]] = []
         room = limit
         for vma in self.vmas:
-            first, last = max(at, vma.start) - vma.start, min(end, vma.end) - vma.start
-            if first >= last or not room:
+            start = vma.start
+            if vma.end <= at or start >= end:
                 continue
+            first, last = (at - start if at > start else 0), (vma.end if vma.end < end else end) - start
             frames, stopped = self.frames.gather(vma.pte, first, last, room)
-            found.append(frames)
             room -= frames.size
+            if not room and not found:
+                return frames, start + stopped
+            found.append(frames)
             if not room:
-                return found[0] if len(found) == 1 else np.concatenate(found), vma.start + stopped
+                return np.concatenate(found), start + stopped
         return (np.concatenate(found) if found else np.empty(0, np.int64)), end
 
     def unmap(self, vma: Vma, at: int, end: int, limit: int) -> tuple[NDArray[np.int64], int]:

@@ -133,7 +133,7 @@ class SecurePages:
             rc[marked] = code
         busy = int(np.count_nonzero(rc == RC_BUSY))
         refused = int(np.count_nonzero(rc > RC_DONE))
-        return BulkAnswer(rc, np.array([frames.size - busy - refused, 0, busy, refused], np.int64))
+        return BulkAnswer(rc, frames.size - busy - refused, 0, busy, refused)
 
     # --- import --------------------------------------------------------------------------------------------------
 
@@ -188,7 +188,7 @@ class SecurePages:
             self.frames.unfreeze(frames, expected, frozen)
         rc[present] = code
         busy = int(np.count_nonzero(rc == RC_BUSY))
-        return BulkAnswer(rc, np.array([done, noop, busy, pages.size - done - noop - busy], np.int64))
+        return BulkAnswer(rc, done, noop, busy, pages.size - done - noop - busy)
 
     async def wait_for_import(self, gmap: Gmap, pages: NDArray[np.int64]) -> None:
         """After -EBUSY, -EAGAIN: until the first of `pages` has no unexpected reference and is not being written out.

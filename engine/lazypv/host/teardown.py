@@ -78,7 +78,7 @@ async def deinit_now(vm: Vm) -> Result:
     await drain_set_aside(host.pages, mm, "destroyed_sync")
     if await mm.get_not_zero():
         await destroy_range(host.pages, mm, 0, 0, mm.end, host.batch, "destroyed_sync")
-        await mmput(host, mm, nobody_drains=True)
+        await mmput(host, mm)
     answer = await destroy_configuration(vm, pv.handle)
     vm.gmap.guest_handle = 0
     vm.kvm.pv = Protected()

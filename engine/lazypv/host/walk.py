@@ -81,7 +81,7 @@ async def destroy_range(
         return
     at = start
     while at < end and await mm.read_users() > users:
-        if throttle is not None:
+        if throttle is not None and not throttle.may_pass():
             await Wait(throttle.may_pass, "the throttle", outside=True)
         async with mm.mmap_lock.shared():
             frames, at = await mm.gather(at, end, batch)

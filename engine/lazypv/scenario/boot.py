@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from lazypv.host.kvm import Result
     from lazypv.host.vm import Vm
+    from lazypv_kernels.workers import Workers
 
 BOOT_IMAGE_SIZE: Final = 64 << 20
 """A boot image (kernel, command line, initial file system) is no larger than this."""
@@ -40,7 +41,9 @@ class GuestStartError(LazyPVError):
 
 
 class BootImage:
-    """A sealed boot image, as its owner made it: page i of it belongs at guest page i.
+    """A sealed boot image, as its owner made it, out of `pages` (uint8[n, 4096]) and in their place.
+
+    Page i of it belongs at guest page i.
 
     Attributes
     ----------
@@ -48,9 +51,9 @@ class BootImage:
         Its pages, encrypted.
     """
 
-    def __init__(self, pages: NDArray[np.uint8]) -> None:
-        sealed = np.array(pages, np.uint8, order="C")
-        self.header = ImageHeader.seal(sealed, 0)
+    def __init__(self, pages: NDArray[np.uint8], workers: Workers) -> None:
+        sealed = np.ascontiguousarray(pages)
+        self.header = ImageHeader.seal(sealed, 0, workers)
         self.sealed: NDArray[np.uint64] = sealed.view(np.uint64)
         self.pages: int = sealed.shape[0]
 

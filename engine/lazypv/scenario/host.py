@@ -227,7 +227,7 @@ class VM:
         """The guest's sealed boot image: the beginning of its memory, 64 MiB at most. Made once."""
         if self._boot_image is None:
             pages = max(1, min(BOOT_IMAGE_SIZE // PAGE_SIZE, self.pages // 4))
-            self._boot_image = BootImage(self._content(np.arange(pages)))
+            self._boot_image = BootImage(self._content(np.arange(pages)), self.host.machine.workers)
         return self._boot_image
 
     def _content(self, pages: NDArray[np.int64]) -> NDArray[np.uint8]:

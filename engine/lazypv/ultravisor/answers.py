@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lazypv.ultravisor.interface import UVC_CC_BUSY, UVC_CC_ERROR, UVC_CC_OK, UVC_RC_EXECUTED
-from lazypv_kernels.layout import COUNT_BUSY, COUNT_DONE, COUNT_NOOP, COUNT_REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,12 +51,17 @@ class BulkAnswer:
 
     __slots__ = ("busy", "done", "noop", "rc", "refused")
 
-    def __init__(self, rc: NDArray[np.uint16], counts: NDArray[np.int64]) -> None:
+    def __init__(self, rc: NDArray[np.uint16], done: int, noop: int = 0, busy: int = 0, refused: int = 0) -> None:
         self.rc = rc
-        self.done = int(counts[COUNT_DONE])
-        self.noop = int(counts[COUNT_NOOP])
-        self.busy = int(counts[COUNT_BUSY])
-        self.refused = int(counts[COUNT_REFUSED])
+        self.done = done
+        self.noop = noop
+        self.busy = busy
+        self.refused = refused
+
+    @classmethod
+    def counted(cls, rc: NDArray[np.uint16], counts: NDArray[np.int64]) -> BulkAnswer:
+        """From the counters of a kernel: int64[4], in the order of `lazypv_kernels.layout`."""
+        return cls(rc, *counts.tolist())
 
     @property
     def all_done(self) -> bool:
@@ -68,16 +72,13 @@ class BulkAnswer:
     def merge(cls, answers: Sequence[BulkAnswer]) -> BulkAnswer:
         """One answer for a batch that was issued in pieces."""
         rc = np.concatenate([answer.rc for answer in answers]) if answers else np.empty(0, np.uint16)
-        counts = np.array(
-            [
-                sum(answer.done for answer in answers),
-                sum(answer.noop for answer in answers),
-                sum(answer.busy for answer in answers),
-                sum(answer.refused for answer in answers),
-            ],
-            np.int64,
+        return cls(
+            rc,
+            sum(answer.done for answer in answers),
+            sum(answer.noop for answer in answers),
+            sum(answer.busy for answer in answers),
+            sum(answer.refused for answer in answers),
         )
-        return cls(rc, counts)
 
     def __repr__(self) -> str:
         return f"BulkAnswer(done={self.done}, noop={self.noop}, busy={self.busy}, refused={self.refused})"

@@ -14,6 +14,7 @@ from lazypv.ultravisor import vault
 from lazypv.ultravisor.answers import BulkAnswer
 from lazypv.ultravisor.firmware import Configuration, Firmware
 from lazypv.ultravisor.interface import UVC
+from lazypv_kernels import scan
 from lazypv_kernels.layout import RC_DTYPE
 from lazypv_kernels.workers import Workers
 
@@ -52,9 +53,9 @@ class Door:
 
     def _checked(self, frames: Frames) -> Firmware:
         firmware = vault.firmware_of(self)
-        if frames.size and (int(frames.min()) < 0 or int(frames.max()) >= firmware.state.size):
-            bad = int(frames.min()) if int(frames.min()) < 0 else int(frames.max())
-            raise FrameError(f"frame {bad} lies outside a machine of {firmware.state.size} frames")
+        bad = scan.first_outside(frames, firmware.state.size)
+        if bad >= 0:
+            raise FrameError(f"frame {frames[bad]} lies outside a machine of {firmware.state.size} frames")
         return firmware
 
     def _bulk(
@@ -65,7 +66,7 @@ class Door:
     ) -> BulkAnswer:
         rc = np.empty(column.size, RC_DTYPE)
         counts = self._workers.add_up(column.size, lambda first, last, into: work(first, last, rc, into))
-        answer = BulkAnswer(rc, counts)
+        answer = BulkAnswer.counted(rc, counts)
         self._count(command, column.size, answer.noop)
         return answer
 
@@ -77,5 +78,4 @@ class Door:
 
 
 def all_refused(size: int, code: int) -> BulkAnswer:
-    counts = np.array([0, 0, 0, size], np.int64)
-    return BulkAnswer(np.full(size, code, RC_DTYPE), counts)
+    return BulkAnswer(np.full(size, code, RC_DTYPE), 0, refused=size)

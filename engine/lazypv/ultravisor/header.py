@@ -13,6 +13,7 @@ import numpy as np
 
 from lazypv_kernels import seal
 from lazypv_kernels.layout import KEY_SIZE, SCRATCH_SIZE, TAG_SIZE
+from lazypv_kernels.workers import Workers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,9 +34,12 @@ class ImageHeader:
         return f"ImageHeader(first={self.first}, pages={self.pages})"
 
     @classmethod
-    def seal(cls, pages: NDArray[np.uint8], first: int) -> ImageHeader:
+    def seal(cls, pages: NDArray[np.uint8], first: int, workers: Workers | None = None) -> ImageHeader:
         """Seal ``pages`` (uint8[n, 4096]) in place as guest pages `first` and following, under a fresh random key."""
         key = np.frombuffer(os.urandom(KEY_SIZE), np.uint8).reshape(1, KEY_SIZE).copy()
         tags = np.empty((pages.shape[0], TAG_SIZE), np.uint8)
-        seal.seal_image(pages, key, tags, first, np.empty(SCRATCH_SIZE, np.uint8), 0, pages.shape[0])
+        (workers or Workers()).run(
+            pages.shape[0],
+            lambda at, end: seal.seal_image(pages, key, tags, first, np.empty(SCRATCH_SIZE, np.uint8), at, end),
+        )
         return cls(key, tags, first)
