@@ -99,7 +99,7 @@ class World:
 
 
 def on_lines(pages):
-    """A copy of pages, bytes or words, that begins at a cache line as storage does: streaming stores fault elsewhere."""
+    """A copy of pages, bytes or words, that begins at a cache line as storage does: streaming stores need it."""
     room = np.empty(pages.nbytes + 64, np.uint8)
     start = -room.ctypes.data % 64
     copied = room[start : start + pages.nbytes].view(pages.dtype).reshape(pages.shape)

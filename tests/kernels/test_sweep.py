@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import twins
 from twins import on_lines
 
-from lazypv_kernels import sweep
+from lazypv_kernels import claims, sweep
 from lazypv_kernels.layout import ASCE, DIR_CPUS, DIR_WORDS, DON_CONF, DON_CPU, NS, PAGE_SIZE, RC_DONE, SEC
 
 from .worlds import (
@@ -110,6 +112,32 @@ def test_a_table_loses_its_mark_and_nothing_else(seed):
     frames = rng.permutation(30)[:4]
     state[frames] = ASCE
     agree(sweep.unmark, twins.unmark, state, random_owner(rng, state), frames)
+
+
+@pytest.mark.parametrize("hold", ["touched", "claimed"])
+@pytest.mark.parametrize("page_state", [DON_CPU, ASCE])
+def test_a_frame_that_somebody_looks_at_is_returned_when_he_has_let_go(page_state, hold):
+    """Design: configuration calls respect claims too; else the one who lets go writes into a state that is not his."""
+    contents, frames = on_lines(np.ones((2, PAGE_SIZE), np.uint8)), np.arange(2)
+    state, owner = np.full(2, page_state, np.uint8), np.ones(2, np.uint16)
+    seen = claims.touch(state, 1) if hold == "touched" else claims.claim(state, 1)
+    give_back = page_state == DON_CPU
+    returning = threading.Thread(
+        target=sweep.give_back if give_back else sweep.unmark,
+        args=(contents, state, owner, frames) if give_back else (state, owner, frames),
+    )
+    returning.start()
+    returning.join(0.1)
+    assert returning.is_alive()
+    assert owner[1] == 1
+    if hold == "touched":
+        claims.let_go(state, 1)
+    else:
+        claims.publish(state, 1, seen)
+    returning.join()
+    assert not state.any()
+    assert not owner.any()
+    assert contents.any() == (not give_back)
 
 
 @every_size
