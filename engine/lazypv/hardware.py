@@ -6,6 +6,8 @@ translation, as SIE does.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,6 +66,10 @@ class Machine:
         Feature indications of the Ultravisor; bit 0 is off unless it is named (patch 11).
     uv_base_pages : int
         Frames that the Ultravisor takes for itself.
+    slots : int
+        Secure configurations that there can be at once.
+    entropy : callable
+        Where keys come from: the operating system. Only the explorer, which saves nothing, repeats them.
 
     Raises
     ------
@@ -81,12 +87,14 @@ class Machine:
         threads: int = 1,
         feature_bits: Iterable[int] = (),
         uv_base_pages: int = UV_BASE_PAGES,
+        slots: int = MAX_CONFIGURATIONS,
+        entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         pages = parse_pages(size)
         _require_room(pages, uv_base_pages)
         workers = Workers(threads)
         storage = AbsoluteStorage.own(pages, workers) if contents else AbsoluteStorage.none(pages)
-        self._assemble(storage, workers, frozenset(feature_bits), uv_base_pages)
+        self._assemble(storage, workers, frozenset(feature_bits), uv_base_pages, slots, entropy)
 
     @classmethod
     def attach(
@@ -110,17 +118,24 @@ class Machine:
         storage = AbsoluteStorage.attach(buffer)
         _require_room(storage.pages, uv_base_pages)
         machine = cls.__new__(cls)
-        machine._assemble(storage, Workers(threads), frozenset(feature_bits), uv_base_pages)
+        features = frozenset(feature_bits)
+        machine._assemble(storage, Workers(threads), features, uv_base_pages, MAX_CONFIGURATIONS, os.urandom)
         return machine
 
     def _assemble(
-        self, storage: AbsoluteStorage, workers: Workers, feature_bits: frozenset[int], uv_base_pages: int
+        self,
+        storage: AbsoluteStorage,
+        workers: Workers,
+        feature_bits: frozenset[int],
+        uv_base_pages: int,
+        slots: int,
+        entropy: Callable[[int], bytes],
     ) -> None:
         self.pages = storage.pages
         self.has_contents = storage.contents.shape[0] > 0
         self.workers = workers
         self.frames = HostFrames(storage.pages)
-        self.ultravisor = Ultravisor(Firmware(storage, MAX_CONFIGURATIONS, feature_bits), workers)
+        self.ultravisor = Ultravisor(Firmware(storage, slots, feature_bits, entropy), workers)
         # Frame 0 is the host's own prefix area: never guest memory, never donated.
         prefix = self.frames.allocate_run(1)
         base = self.frames.allocate_run(uv_base_pages, start=storage.pages - uv_base_pages)

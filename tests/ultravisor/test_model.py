@@ -210,10 +210,10 @@ class Calls:
 
 
 class Driver:
-    """Draws calls and their arguments, the same for the same seed."""
+    """Draws calls and their arguments, the same for the same seed or source of chance."""
 
     def __init__(self, calls, seed):
-        self.calls, self.draw = calls, random.Random(seed)
+        self.calls, self.draw = calls, seed if isinstance(seed, random.Random) else random.Random(seed)
 
     def handle(self):
         live = list(self.calls.model.configurations)
@@ -299,12 +299,12 @@ MET_WITHOUT_FEATURE_BIT_0 = {
 }
 
 
-def run(feature_bits, seed):
-    """`STEPS` calls, compared with the model after each; which codes were met."""
+def run(feature_bits, seed, steps=STEPS):
+    """`steps` calls, compared with the model after each; which codes were met."""
     calls = Calls(feature_bits)
     driver = Driver(calls, seed)
     trace = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         trace.append(driver.step())
         try:
             calls.states_and_owners_are_the_models()

@@ -46,9 +46,9 @@ class GuestRun:
         Asked to stop at the next batch.
     """
 
-    def __init__(self, vm: Vm) -> None:
+    def __init__(self, vm: Vm, stamp: int | None = None) -> None:
         self.vm = vm
-        self.stamp = secrets.randbits(63) | 1 << 63
+        self.stamp = secrets.randbits(63) | 1 << 63 if stamp is None else stamp
         self.shared: NDArray[np.int64] = np.empty(0, np.int64)
         self.accesses = 0
         self.stopping = False

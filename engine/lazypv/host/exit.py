@@ -33,9 +33,15 @@ async def mmput(host: Host, mm: Mm, *, nobody_drains: bool = False) -> None:
     """Stop being a user of `mm`; the last one tears it down.
 
     With `nobody_drains` the caller is a cleaner that has passed the list: if it is the last, what is unmapped now has
-    to be exported. That is decided under one lock with the put itself, since other users may leave just before (D17).
+    to be exported. That is decided under one lock with the put itself, since other users may leave just before; as
+    posted they may (D17).
     """
-    if nobody_drains:
+    if nobody_drains and not knows_who_drains(host):
+        if await mm.read_users() == 1:
+            async with mm.mmap_lock.exclusive():
+                mm.pv_sync_destroy = True
+        last = await _drop_user(mm)
+    elif nobody_drains:
         async with mm.mmap_lock.exclusive():
             last = await _drop_user(mm)
             if last:
@@ -45,6 +51,14 @@ async def mmput(host: Host, mm: Mm, *, nobody_drains: bool = False) -> None:
     if last:
         await exit_mmap(host, mm)
         await mm.drop()
+
+
+def knows_who_drains(host: Host) -> bool:
+    """Whether anybody counts who has still to take the list, and who is the last user when he leaves.
+
+    As posted there is only a flag, set on a number of users that may have changed since (D17).
+    """
+    return not host.series.last_user_guessed
 
 
 async def _drop_user(mm: Mm) -> bool:
@@ -72,6 +86,8 @@ async def exit_mmap(host: Host, mm: Mm) -> None:
                 at = await _set_aside(host, mm, vma, at)
             else:
                 at = await _export_unmapped(host, mm, vma, at, EXPORT_BATCH)
+    for gmap in mm.gmaps:
+        gmap.unlink(host.ledger)
     mm.torn_down = True
 
 
@@ -90,8 +106,8 @@ async def _set_aside(host: Host, mm: Mm, vma: Vma, at: int) -> int:
     the next node; that page is not on the list. Where nobody will come for the list any more, pages are exported.
     """
     aside = mm.set_aside
-    async with aside.lock.exclusive():
-        if mm.to_drain:
+    async with aside.held():
+        if mm.to_drain or not knows_who_drains(host):
             if not aside.room:
                 at = await _export_unmapped(host, mm, vma, at, 1)
                 fresh = await Alloc("list node", aside.new_node)
@@ -129,14 +145,16 @@ async def drain_set_aside(pages: SecurePages, mm: Mm, account: str) -> None:
     """Work off the list of `mm`: destroy each page, drop the list's reference, free the nodes.
 
     A page that is refused belongs to a configuration whose CPUs still live: it goes back on the list while another
-    configuration of this address space has still to drain (D19). In the last drain it is exported; a page that even
-    that fails for keeps its reference and counts as leaked, since the allocator must never get it (D20).
+    configuration of this address space has still to drain (D19). In the last drain it is exported (D20).
     """
     aside = mm.set_aside
-    async with aside.lock.exclusive():
+    if not aside.has_lock:
+        await _drain_without_lock(pages, mm, account)
+        return
+    async with aside.held():
         nodes = list(aside.nodes)
         aside.nodes.clear()
-        mm.to_drain -= 1
+        _one_less_to_drain(mm)
     for node in nodes:
         frames = node.frames
         answer = await pages.destroy_kept(frames, account)
@@ -147,9 +165,41 @@ async def drain_set_aside(pages: SecurePages, mm: Mm, account: str) -> None:
         aside.free_node(node)
 
 
+async def pass_the_list_over(mm: Mm) -> None:
+    """Whoever should work off the list of `mm` will not."""
+    async with mm.set_aside.held():
+        _one_less_to_drain(mm)
+
+
+def _one_less_to_drain(mm: Mm) -> None:
+    """A cleaner has taken the list; one whose configuration was gone before is no loss to it (D1)."""
+    mm.to_drain = max(mm.to_drain - 1, 0)
+
+
+async def _drain_without_lock(pages: SecurePages, mm: Mm, account: str) -> None:
+    """The list as it is worked off as posted: node after node, and each page's reference goes whatever was answered.
+
+    Between the look at the first node and its removal another cleaner may look at the same node (D19).
+    """
+    aside = mm.set_aside
+    _one_less_to_drain(mm)
+    while True:
+        await Touch(aside, "deferred_list")
+        if not aside.nodes:
+            return
+        node = aside.nodes[0]
+        await Touch(aside, "deferred_list", write=True)
+        if node in aside.nodes:
+            aside.nodes.remove(node)
+        else:
+            pages.ledger.broke(26, "a node was taken off the list by two cleaners")
+        await pages.destroy_and_put(node.frames, account)
+        aside.free_node(node)
+
+
 async def _refused_on_the_list(pages: SecurePages, mm: Mm, frames: NDArray[np.int64]) -> None:
     aside = mm.set_aside
-    async with aside.lock.exclusive():
+    async with aside.held():
         if mm.to_drain:
             todo = frames
             while todo.size:
@@ -162,8 +212,20 @@ async def _refused_on_the_list(pages: SecurePages, mm: Mm, frames: NDArray[np.in
                 node.append(part)
             frames = todo
     if frames.size:
-        rc = await pages.export_owned(frames)
-        done = rc == RC_DONE
-        pages.frames.put(frames[done])
-        pages.ledger.add("set_aside", int(np.count_nonzero(done)))
-        pages.ledger.leak("page that could be neither destroyed nor exported", frames[~done])
+        await export_refused(pages, frames)
+
+
+async def export_refused(pages: SecurePages, frames: NDArray[np.int64]) -> None:
+    """The end of pages that were refused in the last drain: their reference is the last, so they are exported first.
+
+    A page that even that fails for keeps its reference and counts as leaked, since the allocator must never get it. As
+    posted the answer of the destruction is not looked at, and the reference dropped (D20).
+    """
+    if pages.series.refused_page_freed:
+        pages.frames.put(frames)
+        return
+    rc = await pages.export_owned(frames)
+    done = rc == RC_DONE
+    pages.frames.put(frames[done])
+    pages.ledger.add("set_aside", int(np.count_nonzero(done)))
+    pages.ledger.leak("page that could be neither destroyed nor exported", frames[~done])

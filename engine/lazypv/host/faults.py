@@ -90,15 +90,16 @@ async def guest_access(vm: Vm, pages: Pages) -> None:
     """Secure storage access (0x3d) of a guest that is not protected: pin or export the page (patch 04).
 
     Translated under the mmap lock (D11b); an address that has no translation is a bad mapping, not a reason to try
-    again (D11).
+    again, which it is as posted (D11).
     """
     kernel = vm.host.pages
     if not kernel.series.handle_guest_access:
         raise _killed(PGM_SECURE_STORAGE_ACCESS, int(pages[0]), "bad mapping, no handler for a guest's access")
     async with vm.mm.mmap_lock.shared():
-        if not vm.is_backed(pages).all():
-            bad = int(pages[~vm.is_backed(pages)][0])
-            raise _killed(PGM_SECURE_STORAGE_ACCESS, bad, "the address has no translation")
+        translated = vm.is_backed(pages)
+        if not translated.all() and not kernel.series.untranslatable_retried:
+            raise _killed(PGM_SECURE_STORAGE_ACCESS, int(pages[~translated][0]), "the address has no translation")
+        pages = pages[translated]
         found, frames = _look_up(kernel, vm, pages)
         code = await kernel.make_accessible(frames)
         kernel.frames.put(frames)
@@ -145,6 +146,9 @@ async def violation(vm: Vm, pages: Pages) -> None:
     if not kernel.series.handle_violations:
         raise _killed(PGM_SECURE_STORAGE_VIOLATION, int(pages[0]), "secure storage violation, no handler")
     async with vm.mm.mmap_lock.shared():
+        mapped = vm.has_mapping(pages)
+        if not mapped.all():
+            raise _killed(PGM_SECURE_STORAGE_VIOLATION, int(pages[~mapped][0]), "the address has no mapping")
         found, frames = _look_up(kernel, vm, pages)
         code = await kernel.destroy_or_export(frames)
         kernel.frames.put(frames)

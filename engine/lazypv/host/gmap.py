@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lazypv.hardware import Machine
+    from lazypv.host.ledger import Ledger
     from lazypv.host.mm import Mm
+    from lazypv.series import Series
 
 CRST_ALLOC_PAGES: Final = 4
 """Pages of a table (CRST_ALLOC_ORDER 2)."""
@@ -36,10 +38,13 @@ class CrstTable:
         Where it lies.
     index : int
         The page's index field, from which notifications compute guest addresses; 0 for a top table (D9).
+    freed : bool
+        The allocator has it back.
     """
 
     frames: NDArray[np.int64]
     index: int = 0
+    freed: bool = False
 
     @property
     def origin(self) -> int:
@@ -64,10 +69,22 @@ class Gmap:
         Handle of the protected guest, 0 for none.
     crst_list : list of CrstTable
         Tables that are freed with the gmap.
+    host_to_guest : CrstTable or None
+        The segment table into which the entries of that map point, where it is the top table (D10).
     """
 
-    def __init__(self, machine: Machine, mm: Mm, pte: NDArray[np.uint32], base: int, table: CrstTable, asce_type: int):
+    def __init__(
+        self,
+        machine: Machine,
+        series: Series,
+        mm: Mm,
+        pte: NDArray[np.uint32],
+        base: int,
+        table: CrstTable,
+        asce_type: int,
+    ) -> None:
         self.machine = machine
+        self.series = series
         self.mm = mm
         self.pte = pte
         self.base = base
@@ -77,6 +94,8 @@ class Gmap:
         self.crst_list = [table]
         self.asce = table.origin | ASCE_PRIVATE_SPACE | asce_type
         mm.gmap_asce = self.asce
+        mm.gmaps.append(self)
+        self.host_to_guest = table if self.segment_type else None
         if machine.has_contents:
             self._fill(table)
 
@@ -89,6 +108,11 @@ class Gmap:
     def segment_type(self) -> bool:
         """The guest is so small that its top table is the segment table, to which other structures point (D10)."""
         return self.asce & ASCE_TYPE == ASCE_TYPE_SEGMENT
+
+    @property
+    def must_keep_table(self) -> bool:
+        """The top table cannot be replaced, since others point into it; as posted nobody asks (D10)."""
+        return self.segment_type and not self.series.segment_table_replaced
 
     def translate(self, pages: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which guest `pages` lie inside the guest's address space."""
@@ -110,12 +134,13 @@ class Gmap:
         Source: semantics 4.1; invariants 13, 14, 17, 18, 19.
         """
         old = await self.remove_old_asce()
-        if self.segment_type:
+        if self.must_keep_table:
             return False
         frames = await Alloc("top table", lambda: self.machine.frames.allocate_run(CRST_ALLOC_PAGES, CRST_ALLOC_PAGES))
         if frames is None:
             return False
-        new = CrstTable(frames)
+        # D9: as posted, nobody clears the index that the pages had in what they belonged to before.
+        new = CrstTable(frames, index=int(frames[0]) if self.series.stray_index else 0)
         content = np.zeros((CRST_ALLOC_PAGES, PAGE_SIZE), np.uint8)
         if self.machine.has_contents:
             self.machine.copy_pages(old.frames, content, write=False)
@@ -142,3 +167,11 @@ class Gmap:
     def free_table(self, table: CrstTable) -> None:
         """Give a table's pages back to the allocator."""
         self.machine.frames.put(table.frames)
+        table.freed = True
+
+    def unlink(self, ledger: Ledger) -> None:
+        """The process's page tables go: whatever pointed to them is cleared, through the map from host to guest."""
+        pointed = self.host_to_guest
+        if pointed is not None and pointed is not self.table:
+            fate = "was freed" if pointed.freed else "is not the guest's any more"
+            ledger.broke(19, f"entries of host_to_guest point into a segment table that {fate}")

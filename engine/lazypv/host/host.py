@@ -11,7 +11,7 @@ from lazypv.host.kvm import Protected, StorageSizes
 from lazypv.host.ledger import Ledger
 from lazypv.host.secure_pages import SecurePages
 from lazypv.host.set_aside import PV_MAX_LAZY_COUNT
-from lazypv.host.teardown import SeriesTeardown
+from lazypv.host.teardown import Deferred, SeriesTeardown
 from lazypv.host.vm import Process, Vm
 from lazypv.host.walk import LIVE_BATCH, Throttle
 from lazypv.series import Series
@@ -79,6 +79,7 @@ class Host:
         self.teardown = SeriesTeardown()
         self.processes: list[Process] = []
         self.threads = 0
+        self.records: list[Deferred] = []
         self.configurations: dict[int, Mm] = {}
         self.leaked: dict[int, tuple[Mm, Protected, Answer]] = {}
         self.put_off_pages = 0
@@ -121,6 +122,15 @@ class Host:
         self.configurations.pop(pv.handle, None)
         self.ledger.leak("storage of a configuration that was not destroyed", pv.base)
         self.ledger.leak("storage of a configuration that was not destroyed", pv.variable)
+
+    def recorded(self, record: Deferred) -> Deferred:
+        """Memory for a record was had."""
+        self.records.append(record)
+        return record
+
+    def discarded(self, record: Deferred) -> None:
+        """It was given back (D27)."""
+        self.records.remove(record)
 
     def put_off(self, pv: Protected) -> None:
         """A configuration was handed to a thread."""

@@ -155,7 +155,7 @@ async def _create_configuration(vm: Vm) -> Result:
         return Result(EIO, answer.rc, answer.rrc)
     kvm.pv = Protected(answer.handle, base, variable, vm.guest_pages)
     gmap.guest_handle = answer.handle
-    async with vm.mm.set_aside.lock.exclusive():
+    async with vm.mm.set_aside.held():
         vm.mm.to_drain += 1
     host.created(vm, answer.handle)
     if not answer.ok:
@@ -186,15 +186,19 @@ async def _create_cpu(vm: Vm, vcpu: Vcpu) -> Answer:
     return answer
 
 
-async def destroy_cpus(vm: Vm) -> Answer | None:
+async def destroy_cpus(vm: Vm, *, closing: bool = False) -> Answer | None:
     """DESTROY_SEC_CPU for all; goes on after a failure, whose CPU storage is leaked; the first bad answer, or None.
 
-    The data area is freed once, with its handle, whatever the answer was (D15). A CPU that failed is asked no more, but
-    its failure is not forgotten: the next call gives it back too.
+    The data area is freed once, with its handle, whatever the answer was. As posted only the closing of a VM looks for
+    a handle, and its address stays where it was: who comes twice frees the area twice (D15). A CPU that failed is asked
+    no more, but its failure is not forgotten: the next call gives it back too.
     """
     frames, pv = vm.host.machine.frames, vm.kvm.pv
+    sida_stays = vm.host.series.sida_freed_again
     for vcpu in vm.kvm.vcpus:
         if not vcpu.handle:
+            if sida_stays and not closing and vcpu.sida is not None:
+                frames.put(vcpu.sida)
             continue
         destroy = partial(vm.host.machine.ultravisor.destroy_sec_cpu, vcpu.handle)
         answer: Answer = await Call("DESTROY_SEC_CPU", destroy, vcpu)
@@ -205,7 +209,9 @@ async def destroy_cpus(vm: Vm) -> Answer | None:
             pv.cpu_failure = pv.cpu_failure or answer
         if vcpu.sida is not None:
             frames.put(vcpu.sida)
-        vcpu.handle, vcpu.storage, vcpu.sida = 0, None, None
+        vcpu.handle, vcpu.storage = 0, None
+        if not sida_stays:
+            vcpu.sida = None
     return pv.cpu_failure
 
 
@@ -230,7 +236,7 @@ async def close_vm(vm: Vm) -> Result:
         return result
     vm.closed = True
     async with vm.kvm.lock.exclusive():
-        bad = await destroy_cpus(vm)
+        bad = await destroy_cpus(vm, closing=True)
         if bad is not None:
             result = Result(EIO, bad.rc, bad.rrc)
             await vm.host.teardown.abandoned(vm, bad)
@@ -239,6 +245,7 @@ async def close_vm(vm: Vm) -> Result:
     for table in list(vm.gmap.crst_list):
         vm.gmap.free_table(table)
     vm.gmap.crst_list.clear()
+    vm.mm.gmaps.remove(vm.gmap)
     await vm.mm.drop()
     return result
 

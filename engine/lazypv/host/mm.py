@@ -21,6 +21,7 @@ from lazypv_kernels.layout import NO_FRAME, PTE_DTYPE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from lazypv.host.gmap import Gmap
     from lazypv.machine import HostFrames
 
 
@@ -101,20 +102,23 @@ class Mm:
         Nobody will work off the list any more: export at teardown.
     gmap_asce : int
         The ASCE with which SIE is entered.
+    gmaps : list of Gmap
+        Guest address spaces whose tables point to page tables of this one.
     to_drain : int
         Configurations of this address space whose cleaner has still to take the list; protected by the list's lock.
     """
 
-    def __init__(self, frames: HostFrames, counting: bool, node_capacity: int) -> None:
+    def __init__(self, frames: HostFrames, counting: bool, node_capacity: int, list_has_lock: bool = True) -> None:
         self.frames = frames
         self.users = 0
         self.count = 1
         self.mmap_lock = Lock("mmap_lock")
         self.vmas: list[Vma] = []
         self.protected = ProtectedCounter(counting)
-        self.set_aside = SetAsideList(frames, node_capacity)
+        self.set_aside = SetAsideList(frames, node_capacity, list_has_lock)
         self.pv_sync_destroy = False
         self.gmap_asce = 0
+        self.gmaps: list[Gmap] = []
         self.to_drain = 0
         self.torn_down = False
         self.freed = False
@@ -179,7 +183,7 @@ class Mm:
     def _must_live(self) -> None:
         """Invariant 24: who looks at an address space holds a reference to it (D2, D3)."""
         if self.freed:
-            raise ModelError("an address space was used after its last reference had gone")
+            raise ModelError("an address space was used after its last reference had gone (invariant 24)")
 
     async def gather(self, at: int, end: int, limit: int) -> tuple[NDArray[np.int64], int]:
         """Frames mapped in ``[at, end)``, at most `limit`, one reference each; and where to go on.

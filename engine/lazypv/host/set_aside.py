@@ -7,6 +7,7 @@ that the list owns. Source: semantics 4.9; invariants 26, 27.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lazypv.machine import HostFrames
+    from lazypv.steps import Holding
 
 PV_MAX_LAZY_COUNT: Final = 509
 """Frame numbers that fit into a page behind 24 bytes of list head and count."""
@@ -56,13 +58,24 @@ class Node:
 
 
 class SetAsideList:
-    """The list of one address space; `lock` protects it, for several cleaners may work it off (D19)."""
+    """The list of one address space; `lock` protects it, for several cleaners may work it off (D19).
 
-    def __init__(self, frames: HostFrames, node_capacity: int) -> None:
+    Attributes
+    ----------
+    has_lock : bool
+        False as posted.
+    """
+
+    def __init__(self, frames: HostFrames, node_capacity: int, has_lock: bool = True) -> None:
         self.lock = Lock("deferred_list")
+        self.has_lock = has_lock
         self.nodes: deque[Node] = deque()
         self.node_capacity = node_capacity
         self._frames = frames
+
+    def held(self) -> Holding | AbstractAsyncContextManager[None]:
+        """Hold the list alone, if it has a lock: ``async with aside.held():``."""
+        return self.lock.exclusive() if self.has_lock else nullcontext()
 
     @property
     def room(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from lazypv.host.exit import drain_set_aside, mmput
+from lazypv.host.exit import drain_set_aside, mmput, pass_the_list_over
 from lazypv.host.kvm import EIO, Protected, Result
 from lazypv.host.walk import destroy_range
 from lazypv.steps import Alloc, Call, Spawn
@@ -20,6 +20,7 @@ from lazypv.ultravisor.interface import RC_DEFERRED, RRC_DEFERRED
 
 if TYPE_CHECKING:
     from lazypv.host.gmap import CrstTable
+    from lazypv.host.host import Host
     from lazypv.host.mm import Mm
     from lazypv.host.vm import Vm
 
@@ -32,13 +33,20 @@ MARKED_TABLE: Final = "top table that is still marked"
 
 @dataclass(eq=False)
 class Deferred:
-    """``struct deferred_priv``: a configuration on its way out."""
+    """``struct deferred_priv``: a configuration on its way out.
+
+    Attributes
+    ----------
+    has_mm : bool
+        Whoever has the record is a user of the address space; `holds_mm`: and holds a reference to it.
+    """
 
     mm: Mm
     has_mm: bool
     handle: int
     table: CrstTable
     pv: Protected
+    holds_mm: bool = True
     answer: Answer | None = None
 
 
@@ -72,10 +80,14 @@ class SeriesTeardown:
 async def deinit_now(vm: Vm) -> Result:
     """Walk all memory, destroy the configuration, report the real result.
 
-    Pages that were set aside before are worked off here too, since no thread will come for them (D18).
+    Pages that were set aside before are worked off here too, since no thread will come for them; as posted nobody
+    does (D18).
     """
     mm, host, pv = vm.mm, vm.host, vm.kvm.pv
-    await drain_set_aside(host.pages, mm, "destroyed_sync")
+    if host.series.list_forgotten:
+        await pass_the_list_over(mm)
+    else:
+        await drain_set_aside(host.pages, mm, "destroyed_sync")
     if await mm.get_not_zero():
         await destroy_range(host.pages, mm, 0, 0, mm.end, host.batch, "destroyed_sync")
         await mmput(host, mm)
@@ -97,34 +109,54 @@ async def deinit_deferred(vm: Vm) -> Result:
 
     Falls back on :func:`deinit_now` when the parameter forbids it, when there is no memory for the record, when the
     guest is so small that its top table cannot be replaced (D10), when nothing is left to clean, and when the top table
-    or the thread cannot be had; then every reference taken here is dropped again (D4, D5).
+    or the thread cannot be had; then every reference taken here is dropped again, which was forgotten as posted (D4).
+
+    As posted the parameter forbids nothing: the immediate destroy is followed by this one, for a handle that is 0 (D1).
+    Without patch 09 the thread as posted is a user of the address space, but holds no reference to it (D2).
 
     Source: semantics 4.8, 4.9; invariants 20, 22, 25, 32, 40.
     """
     mm, host, gmap = vm.mm, vm.host, vm.gmap
-    if host.sync_only or gmap.segment_type:
-        return await deinit_now(vm)
-    record = await Alloc("record", lambda: Deferred(mm, False, 0, gmap.table, vm.kvm.pv))
+    if host.sync_only or gmap.must_keep_table:
+        result = await deinit_now(vm)
+        if not (host.sync_only and host.series.destroyed_twice):
+            return result
+    record = await Alloc("record", lambda: host.recorded(Deferred(mm, False, 0, gmap.table, vm.kvm.pv)))
     if record is None:
         return await deinit_now(vm)
-    await mm.grab()
+    record.holds_mm = host.series.lazy_shutdown or not host.series.mm_not_held
+    if record.holds_mm:
+        await mm.grab()
     record.has_mm = await mm.get_not_zero()
     if record.has_mm:
         limit = vm.base + min(host.sync_below_pages, vm.guest_pages)
         await destroy_range(host.pages, mm, 1, vm.base, limit, host.batch, "destroyed_sync")
     elif not await _something_set_aside(mm):
-        await mm.drop()
+        await _let_go(host, record)
         return await deinit_now(vm)
     if await _hand_over(vm, record):
         return Result(0, RC_DEFERRED, RRC_DEFERRED)
-    if record.has_mm:
-        await mmput(host, mm)
-    await mm.drop()
+    if host.series.references_forgotten:
+        host.discarded(record)
+    else:
+        await _let_go(host, record)
     return await deinit_now(vm)
 
 
+async def _let_go(host: Host, record: Deferred) -> None:
+    """The record is not needed after all: no reference that it stands for stays behind."""
+    if record.has_mm:
+        await mmput(host, record.mm)
+    if record.holds_mm:
+        await record.mm.drop()
+    host.discarded(record)
+
+
 async def _hand_over(vm: Vm, record: Deferred) -> bool:
-    """Take the configuration from the VM and give it to a thread; false, and nothing changed, if that is impossible."""
+    """Take the configuration from the VM and give it to a thread; false, and nothing changed, if that is impossible.
+
+    As posted only the record knows the old table by then, so without a thread that table is lost (D5).
+    """
     host, gmap = vm.host, vm.gmap
     record.handle, record.table = gmap.guest_handle, gmap.table
     if record.has_mm:
@@ -139,7 +171,8 @@ async def _hand_over(vm: Vm, record: Deferred) -> bool:
     if thread is None:
         host.taken_up(record.pv)
         gmap.guest_handle = record.handle
-        await gmap.restore_asce(record.table)
+        if not host.series.old_table_forgotten:
+            await gmap.restore_asce(record.table)
         return False
     vm.kvm.pv = Protected()
     return True
@@ -148,6 +181,9 @@ async def _hand_over(vm: Vm, record: Deferred) -> bool:
 async def destroy_thread(vm: Vm, record: Deferred) -> None:
     """The kernel thread: the list, the walk, the configuration, and only then what was donated for it.
 
+    As posted the address space is let go before its counter is written (D3), and when the configuration could not be
+    destroyed nobody keeps the answer or counts what is leaked (D22), the record with it (D27).
+
     Source: semantics 4.8, 4.9; invariants 21, 23, 24, 25, 27, 34.
     """
     mm, host = record.mm, vm.host
@@ -155,19 +191,30 @@ async def destroy_thread(vm: Vm, record: Deferred) -> None:
     if record.has_mm:
         await destroy_range(host.pages, mm, 1, 0, mm.end, host.batch, "destroyed_background", host.throttle)
         await mmput(host, mm, nobody_drains=True)
-    record.answer = await destroy_configuration(vm, record.handle)
-    if record.answer.ok:
+        record.has_mm = False
+    if record.holds_mm and host.series.mm_dropped_early:
+        await mm.drop()
+        record.holds_mm = False
+    answer = await destroy_configuration(vm, record.handle)
+    if answer.ok:
         await _forget(vm, mm, record.pv)
         vm.gmap.free_table(record.table)
-    else:
-        await host.lost(mm, record.pv, record.answer)
+    elif not host.series.result_hidden:
+        record.answer = answer
+        await host.lost(mm, record.pv, answer)
         host.ledger.leak(MARKED_TABLE, record.table.frames)
-    await mm.drop()
+    if record.holds_mm:
+        await mm.drop()
+        record.holds_mm = False
+    if answer.ok or not host.series.record_leaked:
+        host.discarded(record)
     host.taken_up(record.pv)
 
 
 async def destroy_configuration(vm: Vm, handle: int) -> Answer:
-    """DESTROY_SEC_CONF until it is neither busy nor partial (invariant 36)."""
+    """DESTROY_SEC_CONF until it is neither busy nor partial (invariant 36); the kernel warns if there is no handle."""
+    if not handle:
+        vm.host.ledger.broke(38, "a configuration that has no handle, since it is gone already, is destroyed again")
     while True:
         answer: Answer = await Call(
             "DESTROY_SEC_CONF",
@@ -194,5 +241,5 @@ async def _leak_table(vm: Vm) -> None:
 
 
 async def _something_set_aside(mm: Mm) -> bool:
-    async with mm.set_aside.lock.exclusive():
+    async with mm.set_aside.held():
         return bool(mm.set_aside.nodes)

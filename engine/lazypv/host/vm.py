@@ -37,7 +37,12 @@ class Process:
 
     def __init__(self, host: Host, private: int, shared_file: int, special: int) -> None:
         self.host = host
-        self.mm = Mm(host.machine.frames, host.series.count_configurations, host.node_capacity)
+        self.mm = Mm(
+            host.machine.frames,
+            host.series.count_configurations,
+            host.node_capacity,
+            list_has_lock=not host.series.list_without_lock,
+        )
         self.tasks = MAIN_AND_IO
         self.mm.users = self.tasks
         self.vms: list[Vm] = []
@@ -104,7 +109,7 @@ class Vm:
         self._backed = slots
         small = self.guest_pages <= host.sync_below_pages
         asce_type = ASCE_TYPE_SEGMENT if small else ASCE_TYPE_REGION3
-        self.gmap = Gmap(host.machine, self.mm, pte, self.base, CrstTable(frames), asce_type)
+        self.gmap = Gmap(host.machine, host.series, self.mm, pte, self.base, CrstTable(frames), asce_type)
         self.kvm = Kvm(vcpus)
         self.closed = False
         self.closed_result: Result | None = None
@@ -118,6 +123,15 @@ class Vm:
         for slot in self._backed:
             inside |= (pages >= slot.start) & (pages < slot.stop)
         return inside
+
+    def has_mapping(self, pages: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """For which guest `pages` the address space has a mapping.
+
+        As posted the first that ends above the page is taken, whether or not it begins above it too (D12).
+        """
+        if self.host.series.neighbour_taken:
+            return self.base + pages < self.mm.end
+        return self.is_backed(pages)
 
     def cpu(self, number: int) -> GuestCpu:
         """What SIE is entered with for vCPU `number` now."""

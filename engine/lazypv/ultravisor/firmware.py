@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -86,8 +87,15 @@ class Firmware:
         Of each configuration that is gone: how many of its pages were exported, how many its destruction cleaned.
     """
 
-    def __init__(self, storage: AbsoluteStorage, slots: int, feature_bits: frozenset[int]) -> None:
+    def __init__(
+        self,
+        storage: AbsoluteStorage,
+        slots: int,
+        feature_bits: frozenset[int],
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
         pages = storage.pages
+        self._entropy = entropy
         self.storage = storage
         self.feature_bits = feature_bits
         self.state: NDArray[np.uint8] = np.zeros(pages, STATE_DTYPE)
@@ -141,7 +149,7 @@ class Firmware:
         self.directory[row + DIR_TAGS] = configuration.tags.ctypes.data
         self.directory[row + DIR_PAGES] = configuration.pages
         self.directory[row + DIR_CPUS] = 0
-        self.keys[configuration.slot] = np.frombuffer(os.urandom(KEY_SIZE), np.uint8)
+        self.keys[configuration.slot] = np.frombuffer(self._entropy(KEY_SIZE), np.uint8)
         self.configurations[configuration.handle] = configuration
 
     def remove(self, configuration: Configuration) -> None:

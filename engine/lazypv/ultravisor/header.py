@@ -7,6 +7,7 @@ that the host cannot look into; a real one is encrypted for the firmware's host 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,9 +35,15 @@ class ImageHeader:
         return f"ImageHeader(first={self.first}, pages={self.pages})"
 
     @classmethod
-    def seal(cls, pages: NDArray[np.uint8], first: int, workers: Workers | None = None) -> ImageHeader:
+    def seal(
+        cls,
+        pages: NDArray[np.uint8],
+        first: int,
+        workers: Workers | None = None,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> ImageHeader:
         """Seal ``pages`` (uint8[n, 4096]) in place as guest pages `first` and following, under a fresh random key."""
-        key = np.frombuffer(os.urandom(KEY_SIZE), np.uint8).reshape(1, KEY_SIZE).copy()
+        key = np.frombuffer(entropy(KEY_SIZE), np.uint8).reshape(1, KEY_SIZE).copy()
         tags = np.empty((pages.shape[0], TAG_SIZE), np.uint8)
         (workers or Workers()).run(
             pages.shape[0],

@@ -1,0 +1,218 @@
+"""The exploring clock: one small world, one step at a time, in an order that somebody chooses.
+
+A step is what a text awaits and what it does then until it awaits again; a bulk step is as many steps as it has pages,
+since another CPU can come between any two, and going on after the last page is a step of its own. Nothing here is
+random and nothing waits: who chooses asks :meth:`ExploringClock.choices` and calls :meth:`ExploringClock.take`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from lazypv.errors import LazyPVError
+from lazypv.steps import Acquire, Alloc, Bulk, Call, Lock, Release, Spawn, Step, Text, Touch, Wait
+
+MOST_STEPS = 20_000
+"""A run longer than this is taken to go on for ever."""
+
+
+class Choice(NamedTuple):
+    """Whose turn it is, and which fault its step meets (0: none)."""
+
+    actor: int
+    fault: int = 0
+
+
+class Taken(NamedTuple):
+    """A step as it happened: who, what, about which pages, and whether it failed."""
+
+    actor: str
+    step: str
+    pages: tuple[int, ...] = ()
+    fault: str = ""
+    answer: str = ""
+
+
+@dataclass(eq=False)
+class Actor:
+    """A text on its way.
+
+    Attributes
+    ----------
+    pending : Step or None
+        What it awaits; None when it has ended.
+    page : int
+        How many pages of a pending bulk step are done.
+    answers : list
+        What they gave back.
+    """
+
+    name: str
+    text: Text[Any]
+    pending: Step[Any] | None = None
+    page: int = 0
+    answers: list[Any] = field(default_factory=list)
+    holds: list[Lock] = field(default_factory=list)
+    error: LazyPVError | None = None
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class ExploringClock:
+    """Drives texts one step at a time.
+
+    Parameters
+    ----------
+    faults : callable
+        ``faults(step)``: what may go wrong with a step, as a list of (name, value given back instead).
+    """
+
+    def __init__(self, faults: Callable[[Step[Any]], list[tuple[str, Any]]] | None = None) -> None:
+        self.actors: list[Actor] = []
+        self.faults = faults
+        self.steps = 0
+
+    def start(self, text: Text[Any], name: str) -> Actor:
+        """Let `text` run up to what it awaits first."""
+        actor = Actor(name, text)
+        self.actors.append(actor)
+        self._resume(actor, None)
+        return actor
+
+    def close(self) -> None:
+        """Give up all texts. None of them runs on: the world is thrown away or restored."""
+        for actor in self.actors:
+            actor.pending = None
+            _drop(actor.text)
+        self.actors.clear()
+
+    # --- choosing ------------------------------------------------------------------------------------------------
+
+    def enabled(self) -> list[int]:
+        """Actors whose step can be taken now."""
+        return [number for number, actor in enumerate(self.actors) if self._is_enabled(actor)]
+
+    @staticmethod
+    def _is_enabled(actor: Actor) -> bool:
+        step = actor.pending
+        if step is None:
+            return False
+        if isinstance(step, Acquire):
+            lock = step.lock
+            return lock.writer is None and (step.shared or not lock.readers)
+        if isinstance(step, Wait):
+            return step.condition()
+        return True
+
+    def alive(self) -> list[Actor]:
+        """Actors that have not ended."""
+        return [actor for actor in self.actors if actor.pending is not None]
+
+    def faults_of(self, number: int) -> list[tuple[str, Any]]:
+        """What may go wrong with an actor's next step."""
+        step = self.actors[number].pending
+        if self.faults is None or step is None:
+            return []
+        if isinstance(step, Bulk) and self.actors[number].page >= step.pages:
+            return []
+        return self.faults(step)
+
+    # --- taking --------------------------------------------------------------------------------------------------
+
+    def take(self, choice: Choice) -> Taken:
+        """Take one step; what happened."""
+        actor = self.actors[choice.actor]
+        step = actor.pending
+        if step is None:
+            raise LookupError(f"{actor.name} has ended")
+        self.steps += 1
+        fault = self.faults_of(choice.actor)[choice.fault - 1] if choice.fault else None
+        if isinstance(step, Bulk):
+            return self._page(actor, step, fault)
+        taken = Taken(actor.name, describe(step), fault=fault[0] if fault else "")
+        try:
+            answer = fault[1] if fault else self._perform(actor, step)
+        except LazyPVError as error:
+            self._resume(actor, None, error)
+            return taken._replace(answer=str(error))
+        self._resume(actor, answer)
+        return taken._replace(answer=_short(answer))
+
+    def _page(self, actor: Actor, step: Bulk[Any], fault: tuple[str, Any] | None) -> Taken:
+        if actor.page == step.pages:
+            answers, actor.answers, actor.page = actor.answers, [], 0
+            self._resume(actor, type(answers[0]).merge(answers))
+            return Taken(actor.name, f"go on after {step.name}")
+        at = actor.page
+        page = int(step.columns[0][at])
+        taken = Taken(actor.name, step.name, (page,), fault[0] if fault else "")
+        actor.page += 1
+        if fault:
+            actor.answers.append(fault[1])
+            return taken
+        answer = step.operation(*(column[at : at + 1] for column in step.columns))
+        actor.answers.append(answer)
+        return taken._replace(answer=_short(answer))
+
+    def _perform(self, actor: Actor, step: Step[Any]) -> Any:
+        if isinstance(step, Acquire):
+            if step.shared:
+                step.lock.readers.add(actor.name)
+            else:
+                step.lock.writer = actor.name
+            actor.holds.append(step.lock)
+        elif isinstance(step, Release):
+            step.lock.give_up(actor.name, step.shared)
+            actor.holds.remove(step.lock)
+        elif isinstance(step, Call | Alloc):
+            return step.operation()
+        elif isinstance(step, Spawn):
+            return self.start(step.text(), f"{step.name} {len(self.actors)}")
+        elif not isinstance(step, Touch | Wait):
+            raise TypeError(f"{step!r} is not a step")
+        return None
+
+    def _resume(self, actor: Actor, value: Any, thrown: LazyPVError | None = None) -> None:
+        actor.pending = None
+        try:
+            actor.pending = actor.text.send(value) if thrown is None else actor.text.throw(thrown)
+        except StopIteration:
+            pass
+        except LazyPVError as error:
+            actor.error = error
+
+
+def describe(step: Step[Any]) -> str:
+    """A step in the field's words."""
+    if isinstance(step, Acquire):
+        return f"take {step.lock.name}{' shared' if step.shared else ''}"
+    if isinstance(step, Release):
+        return f"release {step.lock.name}"
+    if isinstance(step, Touch):
+        return f"{'write' if step.write else 'read'} {step.name}"
+    if isinstance(step, Wait):
+        return f"wait for {step.why}"
+    if isinstance(step, Alloc):
+        return f"allocate {step.what}"
+    if isinstance(step, Spawn):
+        return f"create thread {step.name}"
+    return step.name if isinstance(step, Call | Bulk) else repr(step)
+
+
+def _short(answer: Any) -> str:
+    rc = getattr(answer, "rc", None)
+    if rc is None:
+        return ""
+    return f"rc {int(rc if isinstance(rc, int) else rc[0]):#06x}"
+
+
+def _drop(text: Text[Any]) -> None:
+    """Let a suspended text go without driving it on: what it holds goes with its world."""
+    try:
+        text.close()
+    except (RuntimeError, KeyError, LazyPVError):
+        # Its `async with` blocks await while they are closed, which nobody answers any more.
+        pass

@@ -1,0 +1,222 @@
+"""Small worlds: a machine of a few dozen frames, a guest of a few pages, and everything else that decides something.
+
+A world is built once, its state taken down, and put back before each run; what a run starts from is a protected guest
+that has written its pages and shared one of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lazypv.clocks.live import LiveClock
+from lazypv.errors import ModelError
+from lazypv.explore.state import Digester, Snapshot
+from lazypv.guest import GuestRun
+from lazypv.hardware import Machine
+from lazypv.host import kvm
+from lazypv.host.host import Host
+from lazypv.host.kvm import StorageSizes
+from lazypv.host.run import access
+from lazypv.host.vm import Process, Vm
+from lazypv.invariants import Remains, Violation, check_frames, check_structures, search_remains
+from lazypv.machine import AbsoluteStorage, HostFrames
+from lazypv.scenario.boot import BootImage, load_boot_image, protect
+from lazypv.series import Series
+from lazypv.sizes import PAGE_SIZE
+from lazypv.steps import Text
+from lazypv.ultravisor import Ultravisor, vault
+from lazypv_kernels import scan
+from lazypv_kernels.access import LOAD, hash_words
+from lazypv_kernels.workers import Workers
+
+FRAMES = 72
+NODE_CAPACITY = 2
+SIZES = StorageSizes(base=1, variable=1, variable_per_mib=0, cpu=1)
+OPAQUE = (Machine, Ultravisor, AbsoluteStorage, Workers, Series, StorageSizes)
+_ZERO = np.zeros((1, PAGE_SIZE // 8), np.uint64)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How small a world is.
+
+    Attributes
+    ----------
+    pages : int
+        Pages of each guest; half of them, rounded down, lie below the limit.
+    limit : int or None
+        Pages below which nothing is lazy; None is half of `pages`.
+    """
+
+    pages: int = 4
+    limit: int | None = None
+    vcpus: int = 1
+    batch: int = 1
+    lazy_destroy: bool = True
+    misc: bool = False
+
+    @property
+    def sync_below(self) -> int:
+        """Pages below which nothing is lazy."""
+        return self.pages // 2 if self.limit is None else self.limit
+
+
+class World:
+    """One small machine with its host, processes and guests.
+
+    Attributes
+    ----------
+    vms : list of Vm
+        Guests, in order of their making.
+    """
+
+    def __init__(self, shape: Shape, series: Series, guests_per_process: tuple[int, ...] = (1,)) -> None:
+        self.shape = shape
+        self.series = series
+        self.machine = Machine(
+            FRAMES * PAGE_SIZE,
+            uv_base_pages=1,
+            slots=6,
+            entropy=RepeatedKeys(),
+            feature_bits=(0,) if shape.misc else (),
+        )
+        self.firmware = vault.firmware_of(self.machine.ultravisor)
+        self.host = Host(
+            self.machine,
+            lazy_destroy=shape.lazy_destroy,
+            series=series,
+            sync_below=shape.sync_below * PAGE_SIZE,
+            batch=shape.batch,
+            node_capacity=NODE_CAPACITY,
+            storage_sizes=SIZES,
+        )
+        self.processes: list[Process] = []
+        self.vms: list[Vm] = []
+        self.runs: dict[int, GuestRun] = {}
+        self.old_stamps: list[int] = []
+        self.first_handles: list[int] = []
+        for guests in guests_per_process:
+            process = self.host.create_process(private=PAGE_SIZE, shared_file=PAGE_SIZE, special=0)
+            self.processes.append(process)
+            for _ in range(guests):
+                self.vms.append(self.host.create_vm(process, [range(shape.pages)], shape.vcpus))
+        self.image = BootImage(np.full((1, PAGE_SIZE), 0x49, np.uint8), Workers())
+        self.found: list[Violation] = []
+        self._snapshot: Snapshot | None = None
+
+    # --- building ------------------------------------------------------------------------------------------------
+
+    def boot(self, vm: Vm) -> None:
+        """Bring a guest up, let it write all of its pages, share the last one."""
+        clock = LiveClock()
+        clock.run(self.bring_up(vm))
+        run = self.runs[id(vm)]
+        pages = np.arange(1, self.shape.pages)
+        clock.run(run.write(0, [pages]))
+        clock.run(run.share(0, pages[-1:]))
+        self.old_stamps.append(run.stamp)
+        self.first_handles.append(vm.kvm.pv.handle)
+
+    async def bring_up(self, vm: Vm) -> None:
+        """Boot loader, enable, unpack, verify, start."""
+        await load_boot_image(vm, 0, self.image)
+        await protect(vm, self.image)
+        self.runs[id(vm)] = GuestRun(vm, stamp=(len(self.runs) + 1) << 56 | 0x5354414D50)
+
+    def take_down(self) -> None:
+        """This is where every run begins."""
+        self._snapshot = Snapshot(self._roots(), opaque=(Ultravisor, Workers, Series, StorageSizes))
+
+    def restore(self) -> None:
+        """Go back there."""
+        if self._snapshot is None:
+            raise ModelError("the world was never taken down")
+        self._snapshot.restore()
+        self.found = []
+
+    def _roots(self) -> list[Any]:
+        return [self.host, self.firmware, self.machine.frames, self.processes, self.vms, self.runs]
+
+    # --- what a guest does ---------------------------------------------------------------------------------------
+
+    async def reads_zero(self, vm: Vm, pages: list[int]) -> None:
+        """The guest reads pages that it has never written: they are zero (invariant 31)."""
+        hashes = np.empty(len(pages), np.uint64)
+        await access(vm, 0, np.array(pages), LOAD, hashes)
+        for page, value in zip(pages, hashes, strict=True):
+            if int(value) != _ZERO_HASH:
+                self.found.append(Violation(31, f"guest page {page} did not read as zero"))
+
+    async def touches(self, vm: Vm, pages: list[int]) -> None:
+        """The guest reads pages, whatever is in them."""
+        await access(vm, 0, np.array(pages), LOAD, np.empty(len(pages), np.uint64))
+
+    async def disable(self, vm: Vm) -> None:
+        """KVM_PV_DISABLE, and what has to hold when it returns (invariants 22, 38)."""
+        handle = vm.kvm.pv.handle
+        result = await kvm.disable(vm)
+        if result.errno:
+            return
+        configuration = self.firmware.configurations.get(handle)
+        if configuration is not None:
+            left = scan.count_owned_below(
+                self.firmware.state, self.firmware.owner, self.firmware.guest_page, configuration.slot,
+                self.shape.sync_below, 0, FRAMES,
+            )  # fmt: skip
+            if left:
+                self.found.append(Violation(22, f"{left} pages below the limit still belong to the old run"))
+            if not self.shape.lazy_destroy and self.series.lazy_destroy_parameter:
+                self.found.append(Violation(38, "lazy_destroy is 0, but the configuration outlived KVM_PV_DISABLE"))
+
+    # --- looking -------------------------------------------------------------------------------------------------
+
+    def look(self) -> Violation | None:
+        """After a step: what no step may break."""
+        counts = np.zeros(4, np.int64)
+        frames: HostFrames = self.machine.frames
+        scan.count_broken_frames(self.firmware.state, self.firmware.owner, frames.byte, 0, FRAMES, counts)
+        if counts[0]:
+            return Violation(1, f"{counts[0]} frames are free for the host but not non-secure")
+        if counts[1]:
+            return Violation(2, f"{counts[1]} frames are secure but bear no mark")
+        if self.host.ledger.broken:
+            return Violation(*self.host.ledger.broken[0])
+        return self.found[0] if self.found else None
+
+    def look_at_the_end(self) -> Violation | None:
+        """When nothing runs any more: everything."""
+        found = [*check_frames(self.host), *check_structures(self.host, drained=True)]
+        if not found:
+            first = zip(self.old_stamps, self.first_handles, self.vms, strict=False)
+            gone = [stamp for stamp, handle, vm in first if vm.kvm.pv.handle != handle]
+            if gone:
+                remains = Remains.of(gone, np.empty(0, np.uint64))
+                found = search_remains(self.machine, remains, leaked=bool(self.host.ledger.leaks or self.host.leaked))
+        return found[0] if found else None
+
+    def digest(self, texts: list[Any]) -> int:
+        """A number for the whole state, texts included."""
+        hashes = np.empty(FRAMES, np.uint64)
+        scan.hash_frames(self.firmware.storage.words, 0, FRAMES, hashes)
+        return Digester(OPAQUE).digest([hashes, *self._roots(), self.found, *texts])
+
+
+class RepeatedKeys:
+    """Keys that are the same in every run: what makes a run repeatable, and why nothing of it is ever saved."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def __call__(self, size: int) -> bytes:
+        """The next key."""
+        self.drawn += 1
+        return hashlib.blake2b(self.drawn.to_bytes(8, "big"), digest_size=size, person=b"lazypv-explore").digest()
+
+
+_ZERO_HASH = int(hash_words(_ZERO, 0))
+Scene = Callable[["World"], list[tuple[str, Text[Any]]]]
