@@ -8,6 +8,7 @@ random and nothing waits: who chooses asks :meth:`ExploringClock.choices` and ca
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -210,9 +211,11 @@ def _short(answer: Any) -> str:
 
 
 def _drop(text: Text[Any]) -> None:
-    """Let a suspended text go without driving it on: what it holds goes with its world."""
-    try:
-        text.close()
-    except (RuntimeError, KeyError, LazyPVError):
-        # Its `async with` blocks await while they are closed, which nobody answers any more.
-        pass
+    """Unwind a suspended text now, whatever it awaits on its way out, so that no later collection does it.
+
+    What it changes meanwhile is of no account: its world is thrown away or put back.
+    """
+    for _ in range(MOST_STEPS):
+        with suppress(RuntimeError, KeyError, LazyPVError):
+            text.close()
+            return

@@ -28,8 +28,8 @@ class Scenario:
     name: str
     says: str
     scene: Scene
-    shape: Shape = Shape()
-    guests: tuple[int, ...] = (1,)
+    shape: Shape
+    guests: tuple[int, ...]
 
     def build(self, series: Series, pages: int | None = None) -> World:
         """Its world, with every guest up, ready to be run any number of times."""
@@ -44,10 +44,10 @@ class Scenario:
 SCENARIOS: dict[str, Scenario] = {}
 
 
-def _scenario(says: str, shape: Shape = Shape(), guests: tuple[int, ...] = (1,)) -> Callable[[Scene], Scene]:  # noqa: B008
+def _scenario(says: str, shape: Shape | None = None, guests: tuple[int, ...] = (1,)) -> Callable[[Scene], Scene]:
     def register(scene: Scene) -> Scene:
         name = scene.__name__.replace("_", "-")
-        SCENARIOS[name] = Scenario(name, says, scene, shape, guests)
+        SCENARIOS[name] = Scenario(name, says, scene, shape or Shape(), guests)
         return scene
 
     return register

@@ -180,8 +180,7 @@ class Explorer:
                 if prune and not self._is_new(seen, run.digest(), preemptions, faults, last):
                     return
                 choices = [*self._choices(run, enabled, last, preemptions, faults)]
-                for other in choices[1:]:
-                    todo.append((*run.choices, other))
+                todo += [(*run.choices, other) for other in choices[1:]]
                 preemptions += self._preempts(run, last, choices[0])
                 run.take(choices[0])
                 last = choices[0].actor

@@ -47,7 +47,6 @@ class Deferred:
     table: CrstTable
     pv: Protected
     holds_mm: bool = True
-    answer: Answer | None = None
 
 
 class SeriesTeardown:
@@ -200,7 +199,6 @@ async def destroy_thread(vm: Vm, record: Deferred) -> None:
         await _forget(vm, mm, record.pv)
         vm.gmap.free_table(record.table)
     elif not host.series.result_hidden:
-        record.answer = answer
         await host.lost(mm, record.pv, answer)
         host.ledger.leak(MARKED_TABLE, record.table.frames)
     if record.holds_mm:
