@@ -11,8 +11,10 @@ from lazypv.clocks.live import Fault, LiveClock
 from lazypv.hardware import Machine
 from lazypv.host import faults, kvm
 from lazypv.host.host import Host
+from lazypv.host.loose_ends import loose_ends
 from lazypv.host.run import access
 from lazypv.host.vm import Process, Vm
+from lazypv.invariants import check_frames, check_structures
 from lazypv.series import Series
 from lazypv.sizes import PAGE_SIZE
 from lazypv.steps import Bulk, Step, Text, Wait
@@ -41,6 +43,11 @@ def pages_size(pages: int) -> int:
 def hash_of(content: bytes) -> int:
     """What a guest that reads a page with this content gets."""
     return int(hash_words(np.frombuffer(content, np.uint64).reshape(1, _WORDS), 0))
+
+
+def posted(*numbers: str, without: tuple[str, ...] = ()) -> Series:
+    """The series with some defects as they were posted, less some patches."""
+    return Series().without(*without).with_defects(*numbers)
 
 
 class World:
@@ -155,6 +162,19 @@ class World:
     def exit(self, process: Process | None = None) -> None:
         self.run((process or self.process).exit())
 
+    def full_guest(self) -> int:
+        """A protected guest all of whose pages are secure; its handle."""
+        handle = self.protect()
+        self.write(self.all_pages(), 7)
+        return handle
+
+    def remove_slot(self, start: int, stop: int) -> None:
+        """The guest has no memory in ``[start, stop)`` any more; what is mapped there is not looked at."""
+        slots = self.vm._backed
+        below = [range(slot.start, min(slot.stop, start)) for slot in slots]
+        above = [range(max(slot.start, stop), slot.stop) for slot in slots]
+        self.vm._backed = sorted((part for part in (*below, *above) if part), key=lambda part: part.start)
+
     def reboot_with_old_pages(self) -> int:
         """A protected guest with all of its pages secure reboots, and the cleaner has not begun; the old handle."""
         old = self.protect()
@@ -245,6 +265,18 @@ class World:
         assert not np.any((byte == 0) & (state != NS)), "a frame is free but not non-secure (invariant 1)"
         assert not np.any((state == SEC) & (byte & MARK_SECURE == 0)), "a secure frame bears no mark (invariant 2)"
         assert self.host.ledger.broken == []
+
+    def broken(self) -> list[int]:
+        """Numbers of the invariants that do not hold now; nothing may be running."""
+        found = [*loose_ends(self.host), *check_frames(self.host), *check_structures(self.host, drained=True)]
+        return sorted({number for number, _ in found})
+
+    def end_clean(self) -> None:
+        """Everything ends, and nothing is left."""
+        self.exit()
+        self.drain()
+        assert self.broken() == []
+        self.check_all_gone()
 
     def check_all_gone(self) -> None:
         """Every process is gone: every frame, reference, counter and configuration is as before the first."""

@@ -145,7 +145,8 @@ class ExploringClock:
     def _page(self, actor: Actor, step: Bulk[Any], fault: tuple[str, Any] | None) -> Taken:
         if actor.page == step.pages:
             answers, actor.answers, actor.page = actor.answers, [], 0
-            self._resume(actor, type(answers[0]).merge(answers))
+            merged = type(answers[0]).merge(answers) if answers else step.operation(*step.columns)
+            self._resume(actor, merged)
             return Taken(actor.name, f"go on after {step.name}")
         at = actor.page
         page = int(step.columns[0][at])

@@ -160,3 +160,45 @@ def shutdown_with_the_parameter_off(world: World) -> Actors:
 @_scenario("The machine has feature bit 0: an import takes a shared page over.", Shape(misc=True))
 def reboot_with_feature_bit_0(world: World) -> Actors:
     return [("qemu", _reboot_into_protected(world))]
+
+
+@_scenario("A configuration may outlive its guest; afterwards another guest of the host wants to be protected.")
+def another_guest_afterwards(world: World) -> Actors:
+    async def one_then_another() -> None:
+        await world.disable(world.vms[0])
+        await world.processes[0].exit()
+        await world.drained()
+        process = world.host.create_process(private=0, shared_file=0, special=0)
+        vm = world.host.create_vm(process, [range(world.shape.pages)], 1)
+        world.vms.append(vm)
+        await world.bring_up(vm)
+        await process.exit()
+
+    return [("qemu", one_then_another())]
+
+
+@_scenario("The old memory of a rebooted guest is cleaned, and part of the new run's memory is given back.")
+def give_back_after_reboot(world: World) -> Actors:
+    vm = world.vms[0]
+
+    async def reboot_then_balloon() -> None:
+        await _reboot_into_protected(world)
+        await world.drained()
+        await host_exit.unmap_range(world.host, vm.mm, vm.slots[0], 0, vm.guest_pages)
+
+    return [("qemu", reboot_then_balloon())]
+
+
+@_scenario("The process is killed task by task while the guest reboots.")
+def killed_during_reboot(world: World) -> Actors:
+    async def other_tasks() -> None:
+        process = world.processes[0]
+        while process.tasks > 1:
+            process.tasks -= 1
+            await host_exit.mmput(world.host, process.mm)
+
+    async def main() -> None:
+        await world.disable(world.vms[0])
+        await world.processes[0].exit()
+
+    return [("main task", main()), ("other tasks", other_tasks())]

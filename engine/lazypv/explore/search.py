@@ -27,7 +27,7 @@ class Broken:
     violation: Violation
     schedule: Schedule
     steps: tuple[Taken, ...]
-    digest: int
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,15 @@ class Run:
 
     def digest(self) -> int:
         """The state, each text's position and what its pending step has come to included."""
+        return self.world.digest(self._texts())
+
+    def fingerprint(self) -> str:
+        """The same for other processes."""
+        return self.world.fingerprint(self._texts())
+
+    def _texts(self) -> list[Any]:
         texts = [(actor.text, actor.page, [_rc(answer) for answer in actor.answers]) for actor in self.clock.actors]
-        return self.world.digest([text for each in texts for text in each])
+        return [text for each in texts for text in each]
 
     def close(self) -> None:
         """Let the texts go."""
@@ -186,7 +193,7 @@ class Explorer:
                 last = choices[0].actor
             if run.violation is not None:
                 outcome.broken.append(
-                    Broken(run.violation, tuple(run.choices), tuple(run.taken), run.digest() if prune else 0)
+                    Broken(run.violation, tuple(run.choices), tuple(run.taken), run.fingerprint())
                 )
             else:
                 outcome.final_states.add(run.digest())
@@ -257,7 +264,7 @@ class Explorer:
                     faults += 1
                 run.take(Choice(actor, fault))
             if run.violation is not None:
-                outcome.broken.append(Broken(run.violation, tuple(run.choices), tuple(run.taken), run.digest()))
+                outcome.broken.append(Broken(run.violation, tuple(run.choices), tuple(run.taken), run.fingerprint()))
             else:
                 outcome.final_states.add(run.digest())
         finally:

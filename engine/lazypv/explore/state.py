@@ -8,6 +8,7 @@ the same shape and content have the same digest whatever their addresses are.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, deque
 from enum import Enum
 from types import CoroutineType, FunctionType, MethodType
@@ -92,10 +93,16 @@ class Digester:
         self._out: list[Any] = []
 
     def digest(self, things: list[Any]) -> int:
-        """Hash of everything that can be reached from `things`."""
+        """Hash of everything that can be reached from `things`; the same within this process."""
         for thing in things:
             self._add(thing)
         return hash(tuple(self._out))
+
+    def fingerprint(self, things: list[Any]) -> str:
+        """The same in any process: hexadecimal."""
+        for thing in things:
+            self._add(thing)
+        return hashlib.blake2b(repr(self._out).encode(), digest_size=16).hexdigest()
 
     def _add(self, thing: Any) -> None:
         out = self._out

@@ -28,7 +28,7 @@ from lazypv.machine import AbsoluteStorage, HostFrames
 from lazypv.scenario.boot import BootImage, load_boot_image, protect
 from lazypv.series import Series
 from lazypv.sizes import PAGE_SIZE
-from lazypv.steps import Text
+from lazypv.steps import Text, Wait
 from lazypv.ultravisor import Ultravisor, vault
 from lazypv_kernels import scan
 from lazypv_kernels.access import LOAD, hash_words
@@ -107,6 +107,7 @@ class World:
                 self.vms.append(self.host.create_vm(process, [range(shape.pages)], shape.vcpus))
         self.image = BootImage(np.full((1, PAGE_SIZE), 0x49, np.uint8), Workers())
         self.found: list[Violation] = []
+        self.made = 0
         self._snapshot: Snapshot | None = None
 
     # --- building ------------------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ class World:
         """Bring a guest up, let it write all of its pages, share the last one."""
         clock = LiveClock()
         clock.run(self.bring_up(vm))
-        run = self.runs[id(vm)]
+        run = self.runs[self.vms.index(vm)]
         pages = np.arange(1, self.shape.pages)
         clock.run(run.write(0, [pages]))
         clock.run(run.share(0, pages[-1:]))
@@ -126,7 +127,8 @@ class World:
         """Boot loader, enable, unpack, verify, start."""
         await load_boot_image(vm, 0, self.image)
         await protect(vm, self.image)
-        self.runs[id(vm)] = GuestRun(vm, stamp=(len(self.runs) + 1) << 56 | 0x5354414D50)
+        self.made += 1
+        self.runs[self.vms.index(vm)] = GuestRun(vm, stamp=self.made << 56 | 0x5354414D50)
 
     def take_down(self) -> None:
         """This is where every run begins."""
@@ -138,9 +140,13 @@ class World:
             raise ModelError("the world was never taken down")
         self._snapshot.restore()
         self.found = []
+        self.made = len(self.first_handles)
 
     def _roots(self) -> list[Any]:
-        return [self.host, self.firmware, self.machine.frames, self.processes, self.vms, self.runs]
+        return [
+            self.host, self.firmware, self.machine.frames, self.processes, self.vms, self.runs, self.old_stamps,
+            self.first_handles,
+        ]  # fmt: skip
 
     # --- what a guest does ---------------------------------------------------------------------------------------
 
@@ -159,9 +165,15 @@ class World:
     async def disable(self, vm: Vm) -> None:
         """KVM_PV_DISABLE, and what has to hold when it returns (invariants 22, 38)."""
         handle = vm.kvm.pv.handle
+        before = self.host.ledger.pages["destroyed_sync"]
         result = await kvm.disable(vm)
         if result.errno:
             return
+        at_once = self.host.ledger.pages["destroyed_sync"] - before
+        if self.shape.lazy_destroy and vm.guest_pages > self.shape.sync_below < at_once:
+            self.found.append(
+                Violation(40, f"{at_once} pages were destroyed in the guest's time, {self.shape.sync_below} at most may be")
+            )
         configuration = self.firmware.configurations.get(handle)
         if configuration is not None:
             left = scan.count_owned_below(
@@ -170,8 +182,12 @@ class World:
             )  # fmt: skip
             if left:
                 self.found.append(Violation(22, f"{left} pages below the limit still belong to the old run"))
-            if not self.shape.lazy_destroy and self.series.lazy_destroy_parameter:
+            if not self.shape.lazy_destroy:
                 self.found.append(Violation(38, "lazy_destroy is 0, but the configuration outlived KVM_PV_DISABLE"))
+
+    async def drained(self) -> None:
+        """Wait until no background thread is left."""
+        await Wait(lambda: self.host.threads == 0, "background threads to end")
 
     # --- looking -------------------------------------------------------------------------------------------------
 
@@ -201,9 +217,16 @@ class World:
 
     def digest(self, texts: list[Any]) -> int:
         """A number for the whole state, texts included."""
+        return Digester(OPAQUE).digest(self._state(texts))
+
+    def fingerprint(self, texts: list[Any]) -> str:
+        """The same for other processes."""
+        return Digester(OPAQUE).fingerprint(self._state(texts))
+
+    def _state(self, texts: list[Any]) -> list[Any]:
         hashes = np.empty(FRAMES, np.uint64)
         scan.hash_frames(self.firmware.storage.words, 0, FRAMES, hashes)
-        return Digester(OPAQUE).digest([hashes, *self._roots(), self.found, *texts])
+        return [hashes, *self._roots(), self.found, *texts]
 
 
 class RepeatedKeys:

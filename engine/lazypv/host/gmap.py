@@ -118,10 +118,6 @@ class Gmap:
         """Which guest `pages` lie inside the guest's address space."""
         return (pages >= 0) & (pages < self.pte.size)
 
-    def address_notified(self, entry: int) -> int:
-        """Guest page that a notification names for an entry of the top table: where the table begins, and the entry."""
-        return self.table.index + entry
-
     async def remove_old_asce(self) -> CrstTable:
         """Take the top table off the list of tables to be freed: its owner is somebody else from now on (patch 01)."""
         async with self.guest_table_lock.exclusive():

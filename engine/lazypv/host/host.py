@@ -50,6 +50,8 @@ class Host:
         Pages that a walk gathers with one hold of the lock.
     node_capacity : int
         Frame numbers on one page of the set-aside list.
+    nodes_at_once : int
+        Nodes that are filled with one hold of the list.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Host:
         batch: int = LIVE_BATCH,
         throttle: Throttle | None = None,
         node_capacity: int = PV_MAX_LAZY_COUNT,
+        nodes_at_once: int = 1,
         storage_sizes: StorageSizes | None = None,
     ) -> None:
         if batch < 1:
@@ -72,6 +75,7 @@ class Host:
         self.sync_below_pages = parse_pages(sync_below)
         self.batch = batch
         self.node_capacity = node_capacity
+        self.nodes_at_once = nodes_at_once
         self.throttle = throttle or Throttle()
         self.storage_sizes = storage_sizes or StorageSizes()
         self.ledger = Ledger()

@@ -72,13 +72,16 @@ class Vcpu:
     ----------
     sida : int64[1] or None
         Secure instruction data area, a normal page of the host. Its address shares its bytes with another field, so
-        it counts only while `handle` is not 0 (D15).
+        it counts only while `handle` is not 0.
+    stale_sida : int64[1] or None
+        What the field still says after that, as posted (D15).
     """
 
     number: int
     handle: int = 0
     storage: NDArray[np.int64] | None = None
     sida: NDArray[np.int64] | None = None
+    stale_sida: NDArray[np.int64] | None = None
 
 
 @dataclass(eq=False)
@@ -189,16 +192,15 @@ async def _create_cpu(vm: Vm, vcpu: Vcpu) -> Answer:
 async def destroy_cpus(vm: Vm, *, closing: bool = False) -> Answer | None:
     """DESTROY_SEC_CPU for all; goes on after a failure, whose CPU storage is leaked; the first bad answer, or None.
 
-    The data area is freed once, with its handle, whatever the answer was. As posted only the closing of a VM looks for
-    a handle, and its address stays where it was: who comes twice frees the area twice (D15). A CPU that failed is asked
-    no more, but its failure is not forgotten: the next call gives it back too.
+    The data area is freed once, with its handle, whatever the answer was. As posted its address stays where it was, and
+    only the closing of a VM looks for a handle first: who comes twice frees the area twice (D15). A CPU that failed is
+    asked no more, but its failure is not forgotten: the next call gives it back too.
     """
     frames, pv = vm.host.machine.frames, vm.kvm.pv
-    sida_stays = vm.host.series.sida_freed_again
     for vcpu in vm.kvm.vcpus:
         if not vcpu.handle:
-            if sida_stays and not closing and vcpu.sida is not None:
-                frames.put(vcpu.sida)
+            if vcpu.stale_sida is not None and not closing:
+                frames.put(vcpu.stale_sida)
             continue
         destroy = partial(vm.host.machine.ultravisor.destroy_sec_cpu, vcpu.handle)
         answer: Answer = await Call("DESTROY_SEC_CPU", destroy, vcpu)
@@ -209,9 +211,8 @@ async def destroy_cpus(vm: Vm, *, closing: bool = False) -> Answer | None:
             pv.cpu_failure = pv.cpu_failure or answer
         if vcpu.sida is not None:
             frames.put(vcpu.sida)
-        vcpu.handle, vcpu.storage = 0, None
-        if not sida_stays:
-            vcpu.sida = None
+        vcpu.stale_sida = vcpu.sida if vm.host.series.sida_freed_again else None
+        vcpu.handle, vcpu.storage, vcpu.sida = 0, None, None
     return pv.cpu_failure
 
 

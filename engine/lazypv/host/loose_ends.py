@@ -27,11 +27,11 @@ def _of_process(host: Host, process: Process) -> Iterator[tuple[int, str]]:
     mm = process.mm
     records = [record for record in host.records if record.mm is mm]
     users = process.tasks + sum(record.has_mm for record in records)
-    if mm.users > users:
-        yield 25, f"mm_users is {mm.users}, but only {users} users of the address space are left"
+    if mm.users != users:
+        yield 25, f"mm_users is {mm.users}, but the address space has {users} users"
     holders = (mm.users > 0) + sum(not vm.closed for vm in process.vms) + sum(record.holds_mm for record in records)
-    if mm.count > holders:
-        yield 25, f"mm_count is {mm.count}, but only {holders} references are held"
+    if mm.count != holders:
+        yield 25, f"mm_count is {mm.count}, but {holders} references are held"
     protected = any(vm.kvm.pv.handle for vm in process.vms)
     if mm.torn_down and mm.set_aside.pages and not records and not protected:
         yield 27, f"{mm.set_aside.pages} pages are on a list that nobody will work off"

@@ -92,6 +92,11 @@ class SetAsideList:
         page = self._frames.allocate(1)
         return None if page is None else Node(page, self.node_capacity)
 
+    def new_nodes(self, count: int) -> list[Node] | None:
+        """As many nodes as that, or None."""
+        pages = self._frames.allocate(count)
+        return None if pages is None else [Node(pages[at : at + 1], self.node_capacity) for at in range(count)]
+
     def free_node(self, node: Node) -> None:
         """Give the node's own page back."""
         self._frames.put(node.page)

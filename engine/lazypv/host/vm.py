@@ -124,12 +124,6 @@ class Vm:
             inside |= (pages >= slot.start) & (pages < slot.stop)
         return inside
 
-    def remove_slots(self, start: int, stop: int) -> None:
-        """There is no memory of the guest in ``[start, stop)`` any more; what is mapped there is not looked at."""
-        parts = [part for slot in self._backed for part in (range(slot.start, min(slot.stop, start)),
-                                                             range(max(slot.start, stop), slot.stop))]  # fmt: skip
-        self._backed = [part for part in parts if part]
-
     def has_mapping(self, pages: NDArray[np.int64]) -> NDArray[np.bool_]:
         """For which guest `pages` the address space has a mapping.
 

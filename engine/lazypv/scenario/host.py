@@ -81,6 +81,10 @@ class Report:
         return self.result.rrc == RRC_DEFERRED
 
 
+LIVE_NODES = 16
+"""Nodes of the set-aside list that the live clock fills with one hold: a step costs more than writing a node down."""
+
+
 class Host:
     """Linux with the series applied, on one machine, on real threads.
 
@@ -118,6 +122,7 @@ class Host:
             sync_below=sync_below,
             batch=batch,
             throttle=Throttle(throttle),
+            nodes_at_once=LIVE_NODES,
         )
         self.kernel.throttle.now = self.clock.now
 

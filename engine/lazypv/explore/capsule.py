@@ -1,0 +1,100 @@
+"""A counterexample in a file: small, and replayed bit for bit or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from lazypv._version import __version__
+from lazypv.clocks.explore import Choice
+from lazypv.errors import UsageError
+from lazypv.explore.faults import faults_of
+from lazypv.explore.scenarios import scenario
+from lazypv.explore.search import Bounds, Broken, Explorer, Run
+from lazypv.explore.switches import Switches
+from lazypv.files import replaced_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCHEMA = "lazypv.capsule/1"
+
+
+@dataclass(frozen=True)
+class Capsule:
+    """Everything that one run was: scenario, size, switches, schedule, and what it left."""
+
+    scenario: str
+    pages: int
+    switches: Switches
+    schedule: tuple[Choice, ...]
+    fingerprint: str
+    invariant: int
+
+    @classmethod
+    def of(cls, name: str, pages: int, switches: Switches, broken: Broken) -> Capsule:
+        """The capsule of a counterexample."""
+        return cls(name, pages, switches, broken.schedule, broken.fingerprint, broken.violation.number)
+
+    def as_object(self) -> dict[str, Any]:
+        """For JSON; the schedule is run-length coded as [actor, fault, how often]."""
+        return {
+            "schema": SCHEMA,
+            "version": __version__,
+            "scenario": self.scenario,
+            "pages": self.pages,
+            "switches": self.switches.as_object(),
+            "invariant": self.invariant,
+            "schedule": [[c.actor, c.fault, len(list(same))] for c, same in groupby(self.schedule)],
+            "fingerprint": self.fingerprint,
+        }
+
+    def save(self, path: Path) -> None:
+        """Write it."""
+        with replaced_atomically(path) as file:
+            file.write(json.dumps(self.as_object(), indent=1).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Capsule:
+        """Read one.
+
+        Raises
+        ------
+        UsageError
+            No capsule, or one of another version.
+        """
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["schema"] != SCHEMA:
+                raise UsageError(f"{path}: schema {found['schema']!r} is not {SCHEMA!r}")
+            if found["version"] != __version__:
+                raise UsageError(f"{path}: was written by version {found['version']}, this is {__version__}")
+            return cls(
+                scenario=scenario(str(found["scenario"])).name,
+                pages=int(found["pages"]),
+                switches=Switches.from_object(found["switches"]),
+                schedule=tuple(Choice(int(a), int(f)) for a, f, n in found["schedule"] for _ in range(int(n))),
+                fingerprint=str(found["fingerprint"]),
+                invariant=int(found["invariant"]),
+            )
+        except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path}: is not a capsule ({error!r})") from error
+
+    def replay(self) -> Run:
+        """Run it again.
+
+        Raises
+        ------
+        UsageError
+            The world of today does not come to the same end.
+        """
+        of = scenario(self.scenario)
+        world = of.build(self.switches.series(), self.pages)
+        run = Explorer(world, of.scene, Bounds(None, len(self.schedule)), faults_of).replay(self.schedule)
+        if run.violation is None or run.violation.number != self.invariant or run.fingerprint() != self.fingerprint:
+            what = "no violation" if run.violation is None else f"invariant {run.violation.number}"
+            run.close()
+            raise UsageError(f"the capsule's schedule ends differently here: {what}, not invariant {self.invariant}")
+        return run
