@@ -41,6 +41,7 @@ TOWER = [
     {"lazypv.host"},
     {"lazypv.guest"},
     {"lazypv.scenario"},
+    {"lazypv.explore"},
     {"lazypv.report"},
     {"lazypv.cli"},
     {"lazypv", "lazypv.__main__"},
@@ -55,12 +56,12 @@ BESIDE = {
     "lazypv.invariants": BELOW_THE_SCENARIO,
 }
 MAY_IMPORT_BESIDE = {
-    "lazypv.clocks": {"lazypv.scenario", "lazypv.report", "lazypv.cli"},
+    "lazypv.clocks": {"lazypv.scenario", "lazypv.explore", "lazypv.report", "lazypv.cli"},
     "lazypv.image": {"lazypv.scenario", "lazypv.report", "lazypv.cli", "lazypv", "lazypv.snapshot"},
     "lazypv.explain": {"lazypv.cli", "lazypv"},
-    "lazypv.files": {"lazypv.scenario", "lazypv.report", "lazypv.cli", "lazypv.snapshot"},
+    "lazypv.files": {"lazypv.scenario", "lazypv.explore", "lazypv.report", "lazypv.cli", "lazypv.snapshot"},
     "lazypv.snapshot": {"lazypv.scenario", "lazypv.report", "lazypv.cli", "lazypv"},
-    "lazypv.invariants": {"lazypv.scenario", "lazypv.report", "lazypv.cli"},
+    "lazypv.invariants": {"lazypv.scenario", "lazypv.explore", "lazypv.report", "lazypv.cli"},
 }
 BEHIND_THE_WALL = {"lazypv.ultravisor.vault", "lazypv.ultravisor.firmware"}
 SOURCES = [(Path(package.__file__).parent, package.__name__) for package in (lazypv, lazypv_kernels)]

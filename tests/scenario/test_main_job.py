@@ -124,8 +124,8 @@ def test_the_timeline_has_a_row_for_each_bulk_step(machine, image):
 def test_fifty_repetitions_under_load_leave_no_violation_and_no_thread():
     """Both policies, both ends, four threads, the walk beside the next run."""
     memory = 20 << 20
-    machine = Machine(machine_size(memory, 4), threads=4)
     before = set(threading.enumerate())
+    machine = Machine(machine_size(memory, 4), threads=4)
     broken = []
     image = synthetic(0, memory)
     for turn in range(50):
@@ -133,6 +133,6 @@ def test_fifty_repetitions_under_load_leave_no_violation_and_no_thread():
             load = {"memory": memory, "sync_below": 2 << 20, "vcpus": 4, "batch": 16, "hold_back": False, "seed": turn}
             kind = "reboot" if turn % 2 else "shutdown"
             broken += run(machine, image, kind, policy, workload=Workload("uniform", touches=500), **load).violations
+    machine.close()
     assert broken == []
     assert set(threading.enumerate()) == before
-    machine.close()

@@ -9,6 +9,7 @@ import typer
 from lazypv._version import __version__
 from lazypv.cli.bench import bench
 from lazypv.cli.explain import explain
+from lazypv.cli.explore import explore
 from lazypv.cli.reboot import reboot, shutdown
 
 app = typer.Typer(
@@ -39,5 +40,6 @@ def _options(
 
 app.command()(reboot)
 app.command()(shutdown)
+app.command()(explore)
 app.command()(explain)
 app.command()(bench)

@@ -15,6 +15,10 @@ from typing import Any, NamedTuple
 from lazypv.errors import LazyPVError
 from lazypv.steps import Acquire, Alloc, Bulk, Call, Lock, Release, Spawn, Step, Text, Touch, Wait
 
+Fault = Callable[[Callable[[], Any]], Any]
+"""Does a step, given as a function, in the way in which it fails; what the text is given."""
+Faults = Callable[[Step[Any]], list[tuple[str, Fault]]]
+
 MOST_STEPS = 20_000
 """A run longer than this is taken to go on for ever."""
 
@@ -68,10 +72,10 @@ class ExploringClock:
     Parameters
     ----------
     faults : callable
-        ``faults(step)``: what may go wrong with a step, as a list of (name, value given back instead).
+        ``faults(step)``: what may go wrong with a step, as a list of (name, how it is done then).
     """
 
-    def __init__(self, faults: Callable[[Step[Any]], list[tuple[str, Any]]] | None = None) -> None:
+    def __init__(self, faults: Faults | None = None) -> None:
         self.actors: list[Actor] = []
         self.faults = faults
         self.steps = 0
@@ -112,7 +116,7 @@ class ExploringClock:
         """Actors that have not ended."""
         return [actor for actor in self.actors if actor.pending is not None]
 
-    def faults_of(self, number: int) -> list[tuple[str, Any]]:
+    def faults_of(self, number: int) -> list[tuple[str, Fault]]:
         """What may go wrong with an actor's next step."""
         step = self.actors[number].pending
         if self.faults is None or step is None:
@@ -135,14 +139,14 @@ class ExploringClock:
             return self._page(actor, step, fault)
         taken = Taken(actor.name, describe(step), fault=fault[0] if fault else "")
         try:
-            answer = fault[1] if fault else self._perform(actor, step)
+            answer = fault[1](lambda: self._perform(actor, step)) if fault else self._perform(actor, step)
         except LazyPVError as error:
             self._resume(actor, None, error)
             return taken._replace(answer=str(error))
         self._resume(actor, answer)
         return taken._replace(answer=_short(answer))
 
-    def _page(self, actor: Actor, step: Bulk[Any], fault: tuple[str, Any] | None) -> Taken:
+    def _page(self, actor: Actor, step: Bulk[Any], fault: tuple[str, Fault] | None) -> Taken:
         if actor.page == step.pages:
             answers, actor.answers, actor.page = actor.answers, [], 0
             merged = type(answers[0]).merge(answers) if answers else step.operation(*step.columns)
@@ -152,10 +156,8 @@ class ExploringClock:
         page = int(step.columns[0][at])
         taken = Taken(actor.name, step.name, (page,), fault[0] if fault else "")
         actor.page += 1
-        if fault:
-            actor.answers.append(fault[1])
-            return taken
-        answer = step.operation(*(column[at : at + 1] for column in step.columns))
+        columns = [column[at : at + 1] for column in step.columns]
+        answer = fault[1](lambda: step.operation(*columns)) if fault else step.operation(*columns)
         actor.answers.append(answer)
         return taken._replace(answer=_short(answer))
 

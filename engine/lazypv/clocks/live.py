@@ -114,7 +114,18 @@ class Actor:
     result: Any = None
     unwinding: bool = False
     done: bool = False
+    finished: threading.Event = field(default_factory=threading.Event)
     background: bool = False
+
+    def join(self) -> None:
+        """Wait until its thread, if it has one, is gone.
+
+        A control-C in the middle of ``Thread.join`` makes Python 3.11 take a running thread for an ended one, so the
+        event is waited for first.
+        """
+        if self.thread is not None:
+            self.finished.wait()
+            self.thread.join()
 
     @property
     def is_queued(self) -> bool:
@@ -206,8 +217,7 @@ class LiveClock:
     def join(self, actors: list[Actor]) -> None:
         """Wait for spawned texts to end; their first error is raised here."""
         for actor in actors:
-            if actor.thread is not None:
-                actor.thread.join()
+            actor.join()
         with self._mutex:
             self._ended = [actor for actor in self._ended if actor not in actors]
         for actor in actors:
@@ -218,19 +228,20 @@ class LiveClock:
         """End all texts at their next step and join their threads."""
         with self._mutex:
             self._end()
-            threads = [actor.thread for actor in (*self._actors, *self._ended) if actor.thread is not None]
+            actors = [actor for actor in (*self._actors, *self._ended) if actor.thread is not None]
+        for actor in actors:
+            actor.join()
+        with self._mutex:
             self._ended.clear()
-        for thread in threads:
-            thread.join()
 
     def join_ended(self) -> None:
         """Join the threads of background texts that have ended; raise what one of them broke down with."""
         with self._mutex:
             ended = list(self._ended)
-            self._ended.clear()
         for actor in ended:
-            if actor.thread is not None:
-                actor.thread.join()
+            actor.join()
+        with self._mutex:
+            self._ended = [actor for actor in self._ended if actor not in ended]
         self.check()
 
     def check(self) -> None:
@@ -284,6 +295,7 @@ class LiveClock:
             self._wake()
             self._look_for_deadlock()
             self._mutex.release()
+            actor.finished.set()
 
     def _drive_locked(self, actor: Actor, text: Coroutine[Step[Any], Any, Any]) -> Any:
         value: Any = None

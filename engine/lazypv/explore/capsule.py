@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lazypv._version import __version__
 from lazypv.clocks.explore import Choice
 from lazypv.errors import UsageError
-from lazypv.explore.faults import faults_of
+from lazypv.explore.faults import faults_for
 from lazypv.explore.scenarios import scenario
 from lazypv.explore.search import Bounds, Broken, Explorer, Run
 from lazypv.explore.switches import Switches
@@ -92,7 +92,8 @@ class Capsule:
         """
         of = scenario(self.scenario)
         world = of.build(self.switches.series(), self.pages)
-        run = Explorer(world, of.scene, Bounds(None, len(self.schedule)), faults_of).replay(self.schedule)
+        faults = faults_for(world.machine.ultravisor)
+        run = Explorer(world, of.scene, Bounds(None, len(self.schedule)), faults).replay(self.schedule)
         if run.violation is None or run.violation.number != self.invariant or run.fingerprint() != self.fingerprint:
             what = "no violation" if run.violation is None else f"invariant {run.violation.number}"
             run.close()

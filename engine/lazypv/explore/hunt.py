@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lazypv.explore.faults import faults_of
+from lazypv.explore.faults import faults_for
 from lazypv.explore.scenarios import SCENARIOS, Scenario
 from lazypv.explore.search import Bounds, Broken, Explorer, Outcome
 
@@ -26,9 +26,12 @@ class Found:
     broken: Broken
 
 
-def explore(of: Scenario, series: Series, bounds: Bounds, *, pages: int | None = None, most: int | None = None) -> Outcome:
+def explore(
+    of: Scenario, series: Series, bounds: Bounds, *, pages: int | None = None, most: int | None = None
+) -> Outcome:
     """Exhaust one scenario."""
-    return Explorer(of.build(series, pages), of.scene, bounds, faults_of).exhaust(most_schedules=most)
+    world = of.build(series, pages)
+    return Explorer(world, of.scene, bounds, faults_for(world.machine.ultravisor)).exhaust(most_schedules=most)
 
 
 def hunt(

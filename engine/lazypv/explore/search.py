@@ -7,15 +7,15 @@ leaves out a state that it has been in before with at least as many preemptions 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lazypv.clocks.explore import MOST_STEPS, Choice, ExploringClock, Taken
-from lazypv.errors import LazyPVError
+from lazypv.clocks.explore import MOST_STEPS, Choice, ExploringClock, Faults, Taken
+from lazypv.errors import EXIT_VIOLATION, LazyPVError
 from lazypv.explore.world import Scene, World
 from lazypv.invariants import Violation
-from lazypv.steps import Step
+from lazypv.scenario.boot import GuestStartError
 
 Schedule = tuple[Choice, ...]
 
@@ -61,7 +61,7 @@ class Outcome:
 class Run:
     """One run of a scene in a world that was put back to its start."""
 
-    def __init__(self, world: World, scene: Scene, faults: Callable[[Step[Any]], list[tuple[str, Any]]] | None) -> None:
+    def __init__(self, world: World, scene: Scene, faults: Faults | None) -> None:
         self.world = world
         world.restore()
         self.clock = ExploringClock(faults)
@@ -75,6 +75,7 @@ class Run:
     def take(self, choice: Choice) -> None:
         """One step, and a look at what it left behind."""
         self.choices.append(choice)
+        self.world.faulted |= choice.fault != 0
         try:
             self.taken.append(self.clock.take(choice))
         except LazyPVError as error:
@@ -112,7 +113,7 @@ class Run:
 
     def _look(self) -> Violation | None:
         for actor in self.clock.actors:
-            if actor.error is not None:
+            if actor.error is not None and not (self.world.faulted and isinstance(actor.error, GuestStartError)):
                 return Violation(_number_of(actor.error), f"{actor.name}: {actor.error}")
         return self.world.look()
 
@@ -129,9 +130,14 @@ def _rc(answer: Any) -> tuple[int, ...]:
     return tuple(int(code) for code in answer.rc)
 
 
+_BY_WORDS = ((24, "last reference"), (26, "list"), (25, "dropped"), (25, "reference"))
+
+
 def _number_of(error: LazyPVError) -> int:
     """The invariant behind what a text broke down with: a process that was killed made no progress (35)."""
-    return 35 if error.exit_status == 3 else 25
+    if error.exit_status == EXIT_VIOLATION:
+        return 35
+    return next((number for number, words in _BY_WORDS if words in str(error)), 25)
 
 
 class Explorer:
@@ -142,7 +148,7 @@ class Explorer:
         world: World,
         scene: Scene,
         bounds: Bounds = Bounds(),
-        faults: Callable[[Step[Any]], list[tuple[str, Any]]] | None = None,
+        faults: Faults | None = None,
     ) -> None:
         self.world = world
         self.scene = scene
@@ -192,9 +198,7 @@ class Explorer:
                 run.take(choices[0])
                 last = choices[0].actor
             if run.violation is not None:
-                outcome.broken.append(
-                    Broken(run.violation, tuple(run.choices), tuple(run.taken), run.fingerprint())
-                )
+                outcome.broken.append(Broken(run.violation, tuple(run.choices), tuple(run.taken), run.fingerprint()))
             else:
                 outcome.final_states.add(run.digest())
         finally:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 _PLAIN = (int, float, str, bytes, bool, type(None), Enum, range, frozenset, type)
-_IGNORED_FIELDS = frozenset({"issued", "useless", "history"})
-"""Statistics: they decide nothing, and counting them would make every state new."""
+_IGNORED_FIELDS = frozenset({"issued", "useless", "history", "directory"})
+"""Statistics, which decide nothing, and the kernels' directory, whose addresses differ and whose rest is elsewhere."""
 
 
 class Snapshot:

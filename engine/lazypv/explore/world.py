@@ -24,13 +24,14 @@ from lazypv.host.kvm import StorageSizes
 from lazypv.host.run import access
 from lazypv.host.vm import Process, Vm
 from lazypv.invariants import Remains, Violation, check_frames, check_structures, search_remains
-from lazypv.machine import AbsoluteStorage, HostFrames
-from lazypv.scenario.boot import BootImage, load_boot_image, protect
+from lazypv.invariants.accounts import owned_below
+from lazypv.invariants.whole import broken_by_a_step, content_hashes, firmware_state, is_known
+from lazypv.machine import AbsoluteStorage
+from lazypv.scenario.boot import BootImage, GuestStartError, load_boot_image, protect
 from lazypv.series import Series
 from lazypv.sizes import PAGE_SIZE
 from lazypv.steps import Text, Wait
-from lazypv.ultravisor import Ultravisor, vault
-from lazypv_kernels import scan
+from lazypv.ultravisor import Ultravisor
 from lazypv_kernels.access import LOAD, hash_words
 from lazypv_kernels.workers import Workers
 
@@ -73,6 +74,8 @@ class World:
     ----------
     vms : list of Vm
         Guests, in order of their making.
+    faulted : bool
+        A step of this run has failed: what falls back to the slow way, or gives up cleanly, is no violation.
     """
 
     def __init__(self, shape: Shape, series: Series, guests_per_process: tuple[int, ...] = (1,)) -> None:
@@ -85,7 +88,6 @@ class World:
             entropy=RepeatedKeys(),
             feature_bits=(0,) if shape.misc else (),
         )
-        self.firmware = vault.firmware_of(self.machine.ultravisor)
         self.host = Host(
             self.machine,
             lazy_destroy=shape.lazy_destroy,
@@ -105,9 +107,10 @@ class World:
             self.processes.append(process)
             for _ in range(guests):
                 self.vms.append(self.host.create_vm(process, [range(shape.pages)], shape.vcpus))
-        self.image = BootImage(np.full((1, PAGE_SIZE), 0x49, np.uint8), Workers())
+        self.image = BootImage(np.full((1, PAGE_SIZE), 0x49, np.uint8), Workers(), RepeatedKeys())
         self.found: list[Violation] = []
         self.made = 0
+        self.faulted = False
         self._snapshot: Snapshot | None = None
 
     # --- building ------------------------------------------------------------------------------------------------
@@ -141,18 +144,18 @@ class World:
         self._snapshot.restore()
         self.found = []
         self.made = len(self.first_handles)
+        self.faulted = False
 
     def _roots(self) -> list[Any]:
-        return [
-            self.host, self.firmware, self.machine.frames, self.processes, self.vms, self.runs, self.old_stamps,
-            self.first_handles,
-        ]  # fmt: skip
+        firmware = firmware_state(self.machine)
+        guests = [self.processes, self.vms, self.runs, self.old_stamps, self.first_handles]
+        return [self.host, firmware, self.machine.frames, *guests]
 
     # --- what a guest does ---------------------------------------------------------------------------------------
 
     async def reads_zero(self, vm: Vm, pages: list[int]) -> None:
         """The guest reads pages that it has never written: they are zero (invariant 31)."""
-        hashes = np.empty(len(pages), np.uint64)
+        hashes = np.zeros(len(pages), np.uint64)
         await access(vm, 0, np.array(pages), LOAD, hashes)
         for page, value in zip(pages, hashes, strict=True):
             if int(value) != _ZERO_HASH:
@@ -160,7 +163,7 @@ class World:
 
     async def touches(self, vm: Vm, pages: list[int]) -> None:
         """The guest reads pages, whatever is in them."""
-        await access(vm, 0, np.array(pages), LOAD, np.empty(len(pages), np.uint64))
+        await access(vm, 0, np.array(pages), LOAD, np.zeros(len(pages), np.uint64))
 
     async def disable(self, vm: Vm) -> None:
         """KVM_PV_DISABLE, and what has to hold when it returns (invariants 22, 38)."""
@@ -168,22 +171,17 @@ class World:
         before = self.host.ledger.pages["destroyed_sync"]
         result = await kvm.disable(vm)
         if result.errno:
-            return
+            raise GuestStartError("KVM_PV_DISABLE", result)
         at_once = self.host.ledger.pages["destroyed_sync"] - before
-        if self.shape.lazy_destroy and vm.guest_pages > self.shape.sync_below < at_once:
-            self.found.append(
-                Violation(40, f"{at_once} pages were destroyed in the guest's time, {self.shape.sync_below} at most may be")
-            )
-        configuration = self.firmware.configurations.get(handle)
-        if configuration is not None:
-            left = scan.count_owned_below(
-                self.firmware.state, self.firmware.owner, self.firmware.guest_page, configuration.slot,
-                self.shape.sync_below, 0, FRAMES,
-            )  # fmt: skip
-            if left:
-                self.found.append(Violation(22, f"{left} pages below the limit still belong to the old run"))
-            if not self.shape.lazy_destroy:
-                self.found.append(Violation(38, "lazy_destroy is 0, but the configuration outlived KVM_PV_DISABLE"))
+        limit = self.shape.sync_below
+        if self.shape.lazy_destroy and not self.faulted and vm.guest_pages > limit < at_once:
+            text = f"{at_once} pages were destroyed in the guest's time, {limit} at most may be"
+            self.found.append(Violation(40, text))
+        left = owned_below(self.machine, handle, self.shape.sync_below)
+        if left:
+            self.found.append(Violation(22, f"{left} pages below the limit still belong to the old run"))
+        if is_known(self.machine, handle) and not self.shape.lazy_destroy:
+            self.found.append(Violation(38, "lazy_destroy is 0, but the configuration outlived KVM_PV_DISABLE"))
 
     async def drained(self) -> None:
         """Wait until no background thread is left."""
@@ -193,16 +191,7 @@ class World:
 
     def look(self) -> Violation | None:
         """After a step: what no step may break."""
-        counts = np.zeros(4, np.int64)
-        frames: HostFrames = self.machine.frames
-        scan.count_broken_frames(self.firmware.state, self.firmware.owner, frames.byte, 0, FRAMES, counts)
-        if counts[0]:
-            return Violation(1, f"{counts[0]} frames are free for the host but not non-secure")
-        if counts[1]:
-            return Violation(2, f"{counts[1]} frames are secure but bear no mark")
-        if self.host.ledger.broken:
-            return Violation(*self.host.ledger.broken[0])
-        return self.found[0] if self.found else None
+        return broken_by_a_step(self.host) or (self.found[0] if self.found else None)
 
     def look_at_the_end(self) -> Violation | None:
         """When nothing runs any more: everything."""
@@ -224,8 +213,7 @@ class World:
         return Digester(OPAQUE).fingerprint(self._state(texts))
 
     def _state(self, texts: list[Any]) -> list[Any]:
-        hashes = np.empty(FRAMES, np.uint64)
-        scan.hash_frames(self.firmware.storage.words, 0, FRAMES, hashes)
+        hashes = content_hashes(self.machine)
         return [hashes, *self._roots(), self.found, *texts]
 
 

@@ -47,16 +47,29 @@ class SecurePages:
 
     # --- the caller holds a reference on each frame --------------------------------------------------------------
 
-    async def destroy_and_put(self, frames: Frames, account: str) -> None:
+    async def destroy_and_put(self, frames: Frames, account: str, *, or_export: bool = False) -> None:
         """Destroy `frames`, clear the mark of each that was, drop the caller's references (``destroy_pfns``).
 
         A refused page stays owned; its mapping keeps it alive, and unmapping or DESTROY_SEC_CONF deals with it later.
-        `account` is where the destroyed pages are entered.
+        With `or_export` it is exported instead, so that it is nobody's afterwards. `account` is where the destroyed
+        pages are entered.
         """
+        call = self._destroy_else_export if or_export else self.ultravisor.destroy_pages
         answer = await self._until_answered(
-            "destroy pages", lambda part: self._call_and_settle(self.ultravisor.destroy_pages, part, drop=True), frames
+            "destroy pages", lambda part: self._call_and_settle(call, part, drop=True), frames
         )
         self.ledger.add(account, answer.done)
+
+    def _destroy_else_export(self, frames: Frames) -> BulkAnswer:
+        answer = self.ultravisor.destroy_pages(frames)
+        if answer.refused:
+            refused = np.flatnonzero(answer.rc > RC_DONE)
+            exported = self.ultravisor.export_pages(frames[refused])
+            answer.rc[refused] = exported.rc
+            answer.noop += exported.done + exported.noop
+            answer.busy += exported.busy
+            answer.refused = exported.refused
+        return answer
 
     async def destroy_kept(self, frames: Frames, account: str) -> BulkAnswer:
         """Destroy `frames` and clear the mark of each that was; references are dropped where that succeeded."""

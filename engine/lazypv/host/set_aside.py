@@ -39,7 +39,7 @@ class Node:
     def __init__(self, page: NDArray[np.int64], capacity: int) -> None:
         self.page = page
         self.count = 0
-        self._frames = np.empty(capacity, FRAME_DTYPE)
+        self._frames = np.zeros(capacity, FRAME_DTYPE)
 
     @property
     def frames(self) -> NDArray[np.int64]:

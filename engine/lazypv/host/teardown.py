@@ -129,7 +129,8 @@ async def deinit_deferred(vm: Vm) -> Result:
     record.has_mm = await mm.get_not_zero()
     if record.has_mm:
         limit = vm.base + min(host.sync_below_pages, vm.guest_pages)
-        await destroy_range(host.pages, mm, 1, vm.base, limit, host.batch, "destroyed_sync")
+        # Exported where it cannot be destroyed: below the limit nothing may be left to the old run (invariant 22).
+        await destroy_range(host.pages, mm, 1, vm.base, limit, host.batch, "destroyed_sync", or_export=True)
     elif not await _something_set_aside(mm):
         await _let_go(host, record)
         return await deinit_now(vm)

@@ -68,16 +68,19 @@ async def destroy_range(
     batch: int,
     account: str,
     throttle: Throttle | None = None,
+    *,
+    or_export: bool = False,
 ) -> None:
     """Destroy what is mapped in ``[start, end)`` of `mm`; stop when only `users` users are left.
 
     One batch holds the mmap lock while it takes at most `batch` references, and issues its calls without any lock, so
-    that the guest's faults never wait longer than for one batch.
+    that the guest's faults never wait longer than for one batch. With `or_export` a page that cannot be destroyed is
+    exported; otherwise it is left to DESTROY_SEC_CONF.
 
     Source: semantics 4.5; invariants 33, 39.
     """
     if not pages.series.batched_walk:
-        await _destroy_under_the_lock(pages, mm, start, end, account, throttle)
+        await _destroy_under_the_lock(pages, mm, start, end, account, throttle, or_export)
         return
     at = start
     while at < end and await mm.read_users() > users:
@@ -86,17 +89,17 @@ async def destroy_range(
         async with mm.mmap_lock.shared():
             frames, at = await mm.gather(at, end, batch)
         if frames.size:
-            await pages.destroy_and_put(frames, account)
+            await pages.destroy_and_put(frames, account, or_export=or_export)
             if throttle is not None:
                 throttle.passed(frames.size)
 
 
 async def _destroy_under_the_lock(
-    pages: SecurePages, mm: Mm, start: int, end: int, account: str, throttle: Throttle | None
+    pages: SecurePages, mm: Mm, start: int, end: int, account: str, throttle: Throttle | None, or_export: bool
 ) -> None:
     """The walk before patch 05: all pages with one hold of the lock, one batch as far as a throttle is concerned."""
     if throttle is not None:
         await Wait(throttle.may_pass, "the throttle", outside=True)
     async with mm.mmap_lock.shared():
         frames, _ = await mm.gather(start, end, end - start)
-        await pages.destroy_and_put(frames, account)
+        await pages.destroy_and_put(frames, account, or_export=or_export)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lazypv.host.gmap import ASCE_ORIGIN
+from lazypv.host.loose_ends import loose_ends
 from lazypv.invariants.violation import Violation
 from lazypv.ultravisor import vault
 from lazypv_kernels.layout import NO_FRAME
@@ -33,6 +34,8 @@ def check_structures(host: Host, *, drained: bool) -> list[Violation]:
         for vm in process.vms:
             found += _vm(vm)
     found += _configurations(host, drained)
+    if drained:
+        found += [Violation(number, text) for number, text in loose_ends(host)]
     found += [Violation(number, text) for number, text in host.ledger.broken]
     return found
 

@@ -5,6 +5,8 @@ Source: semantics 3.6, 4.12.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -51,9 +53,11 @@ class BootImage:
         Its pages, encrypted.
     """
 
-    def __init__(self, pages: NDArray[np.uint8], workers: Workers) -> None:
+    def __init__(
+        self, pages: NDArray[np.uint8], workers: Workers, entropy: Callable[[int], bytes] = os.urandom
+    ) -> None:
         sealed = np.ascontiguousarray(pages)
-        self.header = ImageHeader.seal(sealed, 0, workers)
+        self.header = ImageHeader.seal(sealed, 0, workers, entropy)
         self.sealed: NDArray[np.uint64] = sealed.view(np.uint64)
         self.pages: int = sealed.shape[0]
 

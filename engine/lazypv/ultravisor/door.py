@@ -35,6 +35,9 @@ class Door:
         Calls issued so far, by interface name; a bulk call over k pages counts k.
     useless : Counter of str
         Those among them that found nothing to do.
+    refuse : int
+        If it is not 0, the next call on pages changes nothing and is answered with this code: a fault that somebody
+        injects.
     """
 
     def __init__(self, firmware: Firmware, workers: Workers) -> None:
@@ -43,6 +46,7 @@ class Door:
         self.max_cpu_id = MAX_CPU_ID
         self.issued: Counter[str] = Counter()
         self.useless: Counter[str] = Counter()
+        self.refuse = 0
         self._count_lock = threading.Lock()
         self._workers = workers
         self._initialised = False
@@ -64,6 +68,10 @@ class Door:
         column: NDArray[np.int64],
         work: Callable[[int, int, NDArray[np.uint16], NDArray[np.int64]], Any],
     ) -> BulkAnswer:
+        if self.refuse:
+            code, self.refuse = self.refuse, 0
+            self._count(command, column.size)
+            return all_refused(column.size, code)
         rc = np.empty(column.size, RC_DTYPE)
         counts = self._workers.add_up(column.size, lambda first, last, into: work(first, last, rc, into))
         answer = BulkAnswer.counted(rc, counts)
