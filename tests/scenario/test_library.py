@@ -98,6 +98,20 @@ def test_unshared_pages_are_the_guests_own_again(guest):
         guest.host.machine.load(guest.frame_of(int(page[0])) * 4096, 8)
 
 
+def test_a_page_that_the_host_has_pinned_comes_back_by_an_intercept(guest):
+    """Semantics 2.2: unsharing a pinned page notifies the host (108), which unpins it; the page is secure again."""
+    guest.protect()
+    page = np.array([guest.boot_image.pages + 7])
+    guest.share(page)
+    frame = np.array([guest.frame_of(int(page[0]))])
+    assert guest.host.machine.ultravisor.pin_pages(frame).done == 1
+    guest.host.clock.run(guest.guest.unshare(0, page))
+    assert guest.host.machine.ultravisor.issued["UNPIN_PAGE_SHARED"] == 1
+    with pytest.raises(lazypv.ProgramInterruption):
+        guest.host.machine.load(int(frame[0]) * 4096, 8)
+    assert guest.host.check() == []
+
+
 def test_a_throttle_holds_the_walk_to_its_pace():
     """The walk's debt is worked off at the given rate, after one batch."""
     from lazypv.host.walk import Throttle

@@ -17,6 +17,7 @@ from lazypv.host.secure_pages import FREEZE_FAILED
 from lazypv.steps import Alloc
 from lazypv.ultravisor.interface import (
     CONV_TO_RC_NOT_MAPPED,
+    ICPT_PV_NOTIFICATION,
     ICPT_VALIDITY,
     PGM_NON_SECURE_STORAGE_ACCESS,
     PGM_PAGE_TRANSLATION,
@@ -157,6 +158,14 @@ async def violation(vm: Vm, pages: Pages) -> None:
         raise _killed(PGM_SECURE_STORAGE_VIOLATION, bad, "the page could be neither destroyed nor exported")
 
 
+async def notification(vm: Vm, pages: Pages) -> None:
+    """Intercept 108: the guest takes pages back that the host has pinned. A refusal is no error: it will come back."""
+    handle, ultravisor = vm.gmap.guest_handle, vm.host.machine.ultravisor
+    await vm.host.pages.make_secure(
+        vm.gmap, _once(pages), lambda part: ultravisor.unpin_pages(handle, part), is_unpin=True
+    )
+
+
 async def validity(vm: Vm, pages: Pages) -> None:
     """SIE was entered with handles or an address space that do not fit: the guest cannot go on."""
     raise ProcessKilledError("validity intercept", f"SIE entry for guest page {int(pages[0]):#x}")
@@ -182,5 +191,6 @@ HANDLERS: dict[int, Callable[[Vm, Pages], Awaitable[None]]] = {
     PGM_SECURE_STORAGE_ACCESS: guest_access,
     PGM_NON_SECURE_STORAGE_ACCESS: non_secure,
     PGM_SECURE_STORAGE_VIOLATION: violation,
+    ICPT_PV_NOTIFICATION: notification,
     ICPT_VALIDITY: validity,
 }
