@@ -22,7 +22,7 @@ from lazypv_bench.rig import Rig, contents_of, expect_destroyed, frames_of, make
 from lazypv_bench.rivals import numpy_fancy_index, python_loop
 
 if TYPE_CHECKING:
-    from lazypv.clocks.live import Actor
+    from lazypv.clocks.actors import Actor
 
 LARGE_BATCH: Final = 4096
 NEIGHBOUR_SHARE: Final = 64

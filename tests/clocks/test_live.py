@@ -12,7 +12,8 @@ import threading
 import numpy as np
 import pytest
 
-from lazypv.clocks.live import Cancelled, Fault, LiveClock
+from lazypv.clocks.actors import Cancelled, Fault
+from lazypv.clocks.live import LiveClock
 from lazypv.errors import DeadlockError, LazyPVError, ModelError, UsageError
 from lazypv.steps import Alloc, Bulk, Call, Lock, Spawn, Touch, Wait
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lazypv.clocks.live import Fault
+from lazypv.clocks.actors import Fault
 
 from .worlds import World
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lazypv.clocks.live import Fault
+from lazypv.clocks.actors import Fault
 from lazypv.host import kvm
 from lazypv.host.kvm import EIO, ENOMEM, Result
 from lazypv.host.teardown import DESTROY_THREAD

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lazypv.clocks.live import Fault
+from lazypv.clocks.actors import Fault
 from lazypv.host import kvm
 from lazypv.host.exit import drain_set_aside, exit_mmap, unmap_range
 from lazypv.host.faults import ProcessKilledError

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lazypv.clocks.live import Fault, LiveClock
+from lazypv.clocks.actors import Fault
+from lazypv.clocks.live import LiveClock
 from lazypv.hardware import Machine
 from lazypv.host import faults, kvm
 from lazypv.host.host import Host

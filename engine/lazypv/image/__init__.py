@@ -6,8 +6,8 @@ knows files and pages; it knows nothing of machines, hosts or the Ultravisor, an
 """
 
 from lazypv.image.guest_image import NO_PAGE, GuestImage
-from lazypv.image.opening import open_image
+from lazypv.image.opening import image_for, open_image
 from lazypv.image.synthetic import DEFAULT_SIZE as SYNTHETIC_SIZE
 from lazypv.image.synthetic import synthetic
 
-__all__ = ["NO_PAGE", "SYNTHETIC_SIZE", "GuestImage", "open_image", "synthetic"]
+__all__ = ["NO_PAGE", "SYNTHETIC_SIZE", "GuestImage", "image_for", "open_image", "synthetic"]

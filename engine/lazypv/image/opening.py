@@ -8,7 +8,8 @@ from lazypv.errors import ImageError
 from lazypv.image import elf, raw
 from lazypv.image.content import read_content
 from lazypv.image.guest_image import GuestImage
-from lazypv.image.synthetic import synthetic
+from lazypv.image.synthetic import DEFAULT_SIZE, synthetic
+from lazypv.sizes import PAGE_SIZE, parse_pages
 
 
 def open_image(path: str | os.PathLike[str] | None, *, seed: int = 0) -> GuestImage:
@@ -35,3 +36,11 @@ def open_image(path: str | os.PathLike[str] | None, *, seed: int = 0) -> GuestIm
         return elf.read(path, content) if elf.is_elf(content) else raw.read(path, content)
     except MemoryError as error:
         raise ImageError(path, "needs more memory than this machine has") from error
+
+
+def image_for(path: str | os.PathLike[str] | None, memory: int | str | None, seed: int) -> GuestImage:
+    """The image at `path`, or a synthetic guest that is no larger than `memory`."""
+    if path is not None:
+        return open_image(path)
+    size = DEFAULT_SIZE if memory is None else min(DEFAULT_SIZE, parse_pages(memory) * PAGE_SIZE)
+    return synthetic(seed, size)

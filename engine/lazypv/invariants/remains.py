@@ -21,6 +21,8 @@ from lazypv_kernels.layout import PAGE_SIZE, RC_DONE, SCRATCH_SIZE
 from lazypv_kernels.workers import CHUNK
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from lazypv.hardware import Machine
@@ -71,10 +73,10 @@ def search_remains(machine: Machine, remains: Remains, *, leaked: bool) -> list[
     return found
 
 
-def _search(machine: Machine, kernel: object) -> NDArray[np.int64]:
+def _search(machine: Machine, kernel: Callable[[int, int, NDArray[np.int64]], int]) -> NDArray[np.int64]:
     def piece(first: int, last: int) -> NDArray[np.int64]:
         into = np.empty(_SHOWN, np.int64)
-        hits = kernel(first, last, into)  # type: ignore[operator]
+        hits = kernel(first, last, into)
         return into[: min(hits, _SHOWN)]
 
     pieces = machine.workers.run(machine.pages, piece, CHUNK)

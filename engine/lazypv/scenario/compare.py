@@ -12,9 +12,8 @@ from lazypv.guest import Workload
 from lazypv.hardware import UV_BASE_PAGES, Machine
 from lazypv.host.host import frames_for
 from lazypv.host.kvm import StorageSizes
-from lazypv.image import GuestImage
+from lazypv.image import GuestImage, image_for
 from lazypv.machine.storage import available_memory
-from lazypv.scenario.host import image_for
 from lazypv.scenario.measure import PHASES, Job, Kind, Measured, Policy, measure
 from lazypv.sizes import PAGE_SIZE, parse_pages, parse_size
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lazypv.clocks.live import Actor, LiveClock
+from lazypv.clocks.actors import Actor
+from lazypv.clocks.live import LiveClock
 from lazypv.errors import MemoryShortageError, UsageError
 from lazypv.guest import GuestRun, Workload
 from lazypv.host.host import SYNC_BELOW, frames_for
@@ -26,7 +27,7 @@ from lazypv.host.kvm import Result, disable
 from lazypv.host.run import access
 from lazypv.host.vm import Process, Vm
 from lazypv.host.walk import LIVE_BATCH, Throttle
-from lazypv.image import NO_PAGE, SYNTHETIC_SIZE, GuestImage, open_image, synthetic
+from lazypv.image import NO_PAGE, GuestImage, image_for
 from lazypv.invariants import LastInstruction, OldRun, Violation, check_frames, check_structures
 from lazypv.invariants.accounts import owned_below
 from lazypv.scenario.boot import BOOT_IMAGE_SIZE, BootImage, load_boot_image, protect
@@ -184,14 +185,6 @@ class Host:
     def close(self) -> None:
         """End what still runs and join all threads."""
         self.clock.stop()
-
-
-def image_for(path: str | os.PathLike[str] | None, memory: int | str | None, seed: int) -> GuestImage:
-    """The image at `path`, or a synthetic guest that is no larger than `memory`."""
-    if path is not None:
-        return open_image(path)
-    size = SYNTHETIC_SIZE if memory is None else min(SYNTHETIC_SIZE, parse_pages(memory) * PAGE_SIZE)
-    return synthetic(seed, size)
 
 
 class VM:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from lazypv.clocks.live import Event, LongestHold
+from lazypv.clocks.actors import Event, LongestHold
 from lazypv.guest import Workload
 from lazypv.host.faults import ProcessKilledError
 from lazypv.host.teardown import DESTROY_THREAD
