@@ -40,7 +40,7 @@ class Step(Generic[T]):
     @property
     def label(self) -> str:
         """What it is about, in the field's words."""
-        raise NotImplementedError
+        return type(self).__name__
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.label})"

@@ -181,7 +181,8 @@ def test_a_copy_repeats_its_source():
 
 def test_the_cipher_is_the_real_one_and_leaves_pages_alone():
     """What is left in the scratch page is the last page, sealed as PyNaCl seals it."""
-    bindings = pytest.importorskip("nacl.bindings")
+    from nacl import bindings
+
     pages = np.arange(2 * PAGE_SIZE, dtype=np.uint8).reshape(2, PAGE_SIZE)
     before = pages.copy()
     key, nonce, scratch = np.arange(KEY_SIZE, dtype=np.uint8), np.zeros(4, np.uint64), np.empty(4128, np.uint8)

@@ -15,7 +15,9 @@ from lazypv.explore.scenarios import SCENARIOS, scenario
 from lazypv.explore.search import Bounds, Explorer
 from lazypv.explore.state import Digester, Snapshot
 from lazypv.explore.story import story
+from lazypv.host.walk import Throttle, destroy_range
 from lazypv.series import Series
+from lazypv.sizes import PAGE_SIZE
 from lazypv.steps import Acquire, Bulk, Lock, Release
 from lazypv.ultravisor import BulkAnswer
 
@@ -219,6 +221,38 @@ def test_a_state_that_was_taken_down_is_put_back_into_the_same_objects():
     world.restore()
     assert world.vms[0] is vm
     assert world.digest([]) == before
+
+
+def test_a_digest_sees_what_a_page_holds():
+    """Two states that differ only in the content of a page are two states."""
+    world = scenario("shutdown").build(Series(), 2)
+    before = world.digest([])
+    free = int(np.flatnonzero(world.machine.frames.byte == 0)[-1]) * PAGE_SIZE
+    world.machine.store(free, b"other")
+    assert world.digest([]) != before
+
+
+def test_a_throttled_walk_waits_until_its_last_batch_is_worked_off():
+    """A batch goes, then the walk owes its pages to the clock; nothing else lets it go on."""
+    world = scenario("shutdown").build(Series(), 4)
+    throttle, now = Throttle(10.0), [0.0]
+    throttle.now = lambda: now[0]
+    mm = world.processes[0].mm
+    clock = ExploringClock()
+    clock.start(destroy_range(world.host.pages, mm, 0, 0, mm.end, 1, "destroyed_sync", throttle), "walk")
+
+    def go_on():
+        while clock.enabled():
+            clock.take(Choice(0))
+        return world.machine.ultravisor.issued["DESTR_SEC_STOR"]
+
+    first = go_on()
+    assert go_on() == first
+    now[0] += 0.11
+    assert go_on() == first + 1
+    now[0] += 0.05
+    assert go_on() == first + 1
+    clock.close()
 
 
 def test_a_digest_sees_where_a_text_stands_and_its_locals():

@@ -57,6 +57,13 @@ class Outcome:
     broken: list[Broken] = field(default_factory=list)
     final_states: set[int] = field(default_factory=set)
 
+    def ended(self, run: Run) -> None:
+        """Enter the end of a run: a counterexample, or one more final state."""
+        if run.violation is not None:
+            self.broken.append(Broken(run.violation, tuple(run.choices), tuple(run.taken), run.fingerprint()))
+        else:
+            self.final_states.add(run.digest())
+
 
 class Run:
     """One run of a scene in a world that was put back to its start."""
@@ -197,10 +204,7 @@ class Explorer:
                 preemptions += self._preempts(run, last, choices[0])
                 run.take(choices[0])
                 last = choices[0].actor
-            if run.violation is not None:
-                outcome.broken.append(Broken(run.violation, tuple(run.choices), tuple(run.taken), run.fingerprint()))
-            else:
-                outcome.final_states.add(run.digest())
+            outcome.ended(run)
         finally:
             outcome.steps += run.clock.steps
             run.close()
@@ -267,10 +271,7 @@ class Explorer:
                     fault = choose.randrange(len(options)) + 1
                     faults += 1
                 run.take(Choice(actor, fault))
-            if run.violation is not None:
-                outcome.broken.append(Broken(run.violation, tuple(run.choices), tuple(run.taken), run.fingerprint()))
-            else:
-                outcome.final_states.add(run.digest())
+            outcome.ended(run)
         finally:
             outcome.steps += run.clock.steps
             run.close()

@@ -114,10 +114,6 @@ class Gmap:
         """The top table cannot be replaced, since others point into it; as posted nobody asks (D10)."""
         return self.segment_type and not self.series.segment_table_replaced
 
-    def translate(self, pages: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which guest `pages` lie inside the guest's address space."""
-        return (pages >= 0) & (pages < self.pte.size)
-
     async def remove_old_asce(self) -> CrstTable:
         """Take the top table off the list of tables to be freed: its owner is somebody else from now on (patch 01)."""
         async with self.guest_table_lock.exclusive():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from lazypv.errors import UsageError
@@ -87,7 +86,6 @@ class Host:
         self.configurations: dict[int, Mm] = {}
         self.leaked: dict[int, tuple[Mm, Protected, Answer]] = {}
         self.put_off_pages = 0
-        self.counts: Counter[str] = Counter()
 
     @property
     def sync_only(self) -> bool:

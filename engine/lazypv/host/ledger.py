@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ACCOUNTS = ("destroyed_sync", "destroyed_background", "destroyed_on_fault", "set_aside")
-"""How a page of an old run became clean, as far as the host's texts know; `set_aside` is entered beside another."""
-
 
 class Ledger:
     """Counters that several actors add to.

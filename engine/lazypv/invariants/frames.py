@@ -12,7 +12,7 @@ import numpy as np
 from lazypv.invariants.violation import Violation
 from lazypv.ultravisor import vault
 from lazypv_kernels import scan
-from lazypv_kernels.layout import DON_CONF, STATE_NAMES
+from lazypv_kernels.layout import STATE_NAMES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,9 +109,3 @@ def _expected_references(host: Host) -> NDArray[np.uint8]:
     for _, leaked in host.ledger.leaks:
         hold(leaked)
     return expected
-
-
-def donated_frames(machine: Machine) -> int:
-    """Frames that are donated to configurations and CPUs now."""
-    state = vault.firmware_of(machine.ultravisor).state
-    return int(np.count_nonzero(state >= DON_CONF))
