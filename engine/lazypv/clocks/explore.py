@@ -90,27 +90,20 @@ class ExploringClock:
     def close(self) -> None:
         """Give up all texts. None of them runs on: the world is thrown away or restored."""
         for actor in self.actors:
-            actor.pending = None
-            _drop(actor.text)
+            if actor.pending is not None:
+                actor.pending = None
+                _drop(actor.text)
         self.actors.clear()
 
     # --- choosing ------------------------------------------------------------------------------------------------
 
     def enabled(self) -> list[int]:
         """Actors whose step can be taken now."""
-        return [number for number, actor in enumerate(self.actors) if self._is_enabled(actor)]
+        return [number for number, actor in enumerate(self.actors) if _is_enabled(actor.pending)]
 
-    @staticmethod
-    def _is_enabled(actor: Actor) -> bool:
-        step = actor.pending
-        if step is None:
-            return False
-        if isinstance(step, Acquire):
-            lock = step.lock
-            return lock.writer is None and (step.shared or not lock.readers)
-        if isinstance(step, Wait):
-            return step.condition()
-        return True
+    def is_enabled(self, number: int) -> bool:
+        """Whether that actor's step can be taken now."""
+        return _is_enabled(self.actors[number].pending)
 
     def alive(self) -> list[Actor]:
         """Actors that have not ended."""
@@ -128,65 +121,101 @@ class ExploringClock:
     # --- taking --------------------------------------------------------------------------------------------------
 
     def take(self, choice: Choice) -> Taken:
-        """Take one step; what happened."""
+        """Take one step, and tell what happened."""
         actor = self.actors[choice.actor]
+        step, page = actor.pending, actor.page
+        fault = self.faults_of(choice.actor)[choice.fault - 1][0] if choice.fault else ""
+        answer = self.step(choice)
+        if step is None or not isinstance(step, Bulk):
+            return Taken(actor.name, describe(step) if step else "", (), fault, _short(answer))
+        if page == step.pages:
+            return Taken(actor.name, f"go on after {step.name}")
+        return Taken(actor.name, step.name, (int(step.columns[0][page]),), fault, _short(answer))
+
+    def step(self, choice: Choice) -> Any:
+        """Take one step; what it gave back, or the error that was thrown into the text."""
+        number, which = choice
+        actor = self.actors[number]
         step = actor.pending
         if step is None:
             raise LookupError(f"{actor.name} has ended")
         self.steps += 1
-        fault = self.faults_of(choice.actor)[choice.fault - 1] if choice.fault else None
-        if isinstance(step, Bulk):
+        fault = self.faults_of(number)[which - 1][1] if which else None
+        if type(step) is Bulk:
             return self._page(actor, step, fault)
-        taken = Taken(actor.name, describe(step), fault=fault[0] if fault else "")
+        perform = _PERFORM[type(step)]
         try:
-            answer = fault[1](lambda: self._perform(actor, step)) if fault else self._perform(actor, step)
+            answer = fault(lambda: perform(self, actor, step)) if fault else perform(self, actor, step)
         except LazyPVError as error:
             self._resume(actor, None, error)
-            return taken._replace(answer=str(error))
+            return error
         self._resume(actor, answer)
-        return taken._replace(answer=_short(answer))
+        return answer
 
-    def _page(self, actor: Actor, step: Bulk[Any], fault: tuple[str, Fault] | None) -> Taken:
-        if actor.page == step.pages:
-            answers, actor.answers, actor.page = actor.answers, [], 0
-            merged = type(answers[0]).merge(answers) if answers else step.operation(*step.columns)
-            self._resume(actor, merged)
-            return Taken(actor.name, f"go on after {step.name}")
+    def _page(self, actor: Actor, step: Bulk[Any], fault: Fault | None) -> Any:
         at = actor.page
-        page = int(step.columns[0][at])
-        taken = Taken(actor.name, step.name, (page,), fault[0] if fault else "")
-        actor.page += 1
-        columns = [column[at : at + 1] for column in step.columns]
-        answer = fault[1](lambda: step.operation(*columns)) if fault else step.operation(*columns)
-        actor.answers.append(answer)
-        return taken._replace(answer=_short(answer))
-
-    def _perform(self, actor: Actor, step: Step[Any]) -> Any:
-        if isinstance(step, Acquire):
-            if step.shared:
-                step.lock.readers.add(actor.name)
+        if at == len(step.columns[0]):
+            answers, actor.answers, actor.page = actor.answers, [], 0
+            if len(answers) == 1:
+                answer = answers[0]
             else:
-                step.lock.writer = actor.name
-            actor.holds.append(step.lock)
-        elif isinstance(step, Release):
-            step.lock.give_up(actor.name, step.shared)
-            actor.holds.remove(step.lock)
-        elif isinstance(step, Call | Alloc):
-            return step.operation()
-        elif isinstance(step, Spawn):
-            return self.start(step.text(), f"{step.name} {len(self.actors)}")
-        elif not isinstance(step, Touch | Wait):
-            raise TypeError(f"{step!r} is not a step")
-        return None
+                answer = type(answers[0]).merge(answers) if answers else step.operation(*step.columns)
+            self._resume(actor, answer)
+            return None
+        actor.page = at + 1
+        columns = [column[at : at + 1] for column in step.columns]
+        answer = fault(lambda: step.operation(*columns)) if fault else step.operation(*columns)
+        actor.answers.append(answer)
+        return answer
+
+    def _acquire(self, actor: Actor, step: Acquire) -> None:
+        if step.shared:
+            step.lock.readers.add(actor.name)
+        else:
+            step.lock.writer = actor.name
+        actor.holds.append(step.lock)
+
+    def _release(self, actor: Actor, step: Release) -> None:
+        step.lock.give_up(actor.name, step.shared)
+        actor.holds.remove(step.lock)
+
+    def _operate(self, _actor: Actor, step: Call[Any] | Alloc[Any]) -> Any:
+        return step.operation()
+
+    def _spawn(self, _actor: Actor, step: Spawn) -> Actor:
+        return self.start(step.text(), f"{step.name} {len(self.actors)}")
+
+    def _pass(self, _actor: Actor, _step: Touch | Wait) -> None:
+        """Nothing happens at the step itself."""
 
     def _resume(self, actor: Actor, value: Any, thrown: LazyPVError | None = None) -> None:
-        actor.pending = None
         try:
             actor.pending = actor.text.send(value) if thrown is None else actor.text.throw(thrown)
         except StopIteration:
-            pass
+            actor.pending = None
         except LazyPVError as error:
+            actor.pending = None
             actor.error = error
+
+
+_PERFORM: dict[type, Callable[[ExploringClock, Actor, Any], Any]] = {
+    Acquire: ExploringClock._acquire,
+    Release: ExploringClock._release,
+    Call: ExploringClock._operate,
+    Alloc: ExploringClock._operate,
+    Spawn: ExploringClock._spawn,
+    Touch: ExploringClock._pass,
+    Wait: ExploringClock._pass,
+}
+
+
+def _is_enabled(step: Step[Any] | None) -> bool:
+    if isinstance(step, Acquire):
+        lock = step.lock
+        return lock.writer is None and (step.shared or not lock.readers)
+    if isinstance(step, Wait):
+        return step.condition()
+    return step is not None
 
 
 def describe(step: Step[Any]) -> str:

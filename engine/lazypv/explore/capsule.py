@@ -12,7 +12,7 @@ from lazypv.clocks.explore import Choice
 from lazypv.errors import UsageError
 from lazypv.explore.faults import faults_for
 from lazypv.explore.scenarios import scenario
-from lazypv.explore.search import Bounds, Broken, Explorer, Run
+from lazypv.explore.search import Bounds, Broken, Explorer, Replayed
 from lazypv.explore.switches import Switches
 from lazypv.files import replaced_atomically
 
@@ -82,7 +82,7 @@ class Capsule:
         except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path}: is not a capsule ({error!r})") from error
 
-    def replay(self) -> Run:
+    def replay(self) -> Replayed:
         """Run it again.
 
         Raises
@@ -94,8 +94,7 @@ class Capsule:
         world = of.build(self.switches.series(), self.pages)
         faults = faults_for(world.machine.ultravisor)
         run = Explorer(world, of.scene, Bounds(None, len(self.schedule)), faults).replay(self.schedule)
-        if run.violation is None or run.violation.number != self.invariant or run.fingerprint() != self.fingerprint:
+        if run.violation is None or run.violation.number != self.invariant or run.fingerprint != self.fingerprint:
             what = "no violation" if run.violation is None else f"invariant {run.violation.number}"
-            run.close()
             raise UsageError(f"the capsule's schedule ends differently here: {what}, not invariant {self.invariant}")
         return run

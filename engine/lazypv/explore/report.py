@@ -49,8 +49,7 @@ class Exploration:
         run = capsule.replay()
         if run.violation is None:
             raise AssertionError("a replay without violation was not refused")
-        broken = Broken(run.violation, tuple(run.choices), tuple(run.taken), capsule.fingerprint)
-        run.close()
+        broken = Broken(run.violation, run.schedule, run.steps, run.fingerprint)
         return cls([], [(capsule.scenario, broken)], [capsule])
 
     def add(self, of: Scenario, pages: int, bounds: Bounds, switches: Switches, outcome: Outcome) -> None:

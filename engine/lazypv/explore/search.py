@@ -7,15 +7,16 @@ leaves out a state that it has been in before with at least as many preemptions 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from lazypv.clocks.explore import MOST_STEPS, Choice, ExploringClock, Faults, Taken
-from lazypv.errors import EXIT_VIOLATION, LazyPVError
+from lazypv.clocks.explore import MOST_STEPS, Actor, Choice, ExploringClock, Faults, Taken
+from lazypv.errors import EXIT_VIOLATION, LazyPVError, ModelError
 from lazypv.explore.world import Scene, World
 from lazypv.invariants import Violation
 from lazypv.scenario.boot import GuestStartError
+from lazypv.steps import Bulk
 
 Schedule = tuple[Choice, ...]
 
@@ -25,6 +26,15 @@ class Broken:
     """A schedule that breaks an invariant."""
 
     violation: Violation
+    schedule: Schedule
+    steps: tuple[Taken, ...]
+    fingerprint: str
+
+
+class Replayed(NamedTuple):
+    """A schedule that was run once more, told step by step."""
+
+    violation: Violation | None
     schedule: Schedule
     steps: tuple[Taken, ...]
     fingerprint: str
@@ -57,38 +67,57 @@ class Outcome:
     broken: list[Broken] = field(default_factory=list)
     final_states: set[int] = field(default_factory=set)
 
-    def ended(self, run: Run) -> None:
-        """Enter the end of a run: a counterexample, or one more final state."""
-        if run.violation is not None:
-            self.broken.append(Broken(run.violation, tuple(run.choices), tuple(run.taken), run.fingerprint()))
-        else:
-            self.final_states.add(run.digest())
-
 
 class Run:
-    """One run of a scene in a world that was put back to its start."""
+    """One run of a scene in a world that was put back to its start.
+
+    Attributes
+    ----------
+    choices : list of Choice
+        What was taken so far.
+    violation : Violation or None
+        What the last step left broken.
+    """
 
     def __init__(self, world: World, scene: Scene, faults: Faults | None) -> None:
         self.world = world
         world.restore()
         self.clock = ExploringClock(faults)
-        self.taken: list[Taken] = []
         self.choices: list[Choice] = []
         self.violation: Violation | None = None
         for name, text in scene(world):
             self.clock.start(text, name)
         self.violation = self._look()
 
-    def take(self, choice: Choice) -> None:
+    def follow(self, choices: Schedule) -> None:
+        """Steps that were taken before, in the same order, and left nothing broken then: nobody looks again."""
+        step = self.clock.step
+        for choice in choices:
+            if choice.fault:
+                self.world.faulted = True
+            step(choice)
+        self.choices += choices
+
+    def step(self, choice: Choice) -> None:
         """One step, and a look at what it left behind."""
+        self._one(choice, self.clock.step)
+
+    def take(self, choice: Choice) -> Taken | None:
+        """The same, and what happened in words; None if the step broke down."""
+        taken: Taken | None = self._one(choice, self.clock.take)
+        return taken
+
+    def _one(self, choice: Choice, how: Callable[[Choice], Any]) -> Any:
         self.choices.append(choice)
-        self.world.faulted |= choice.fault != 0
+        if choice.fault:
+            self.world.faulted = True
         try:
-            self.taken.append(self.clock.take(choice))
+            answer = how(choice)
         except LazyPVError as error:
             self.violation = Violation(_number_of(error), str(error))
-            return
+            return None
         self.violation = self._look()
+        return answer
 
     def enabled(self) -> list[int]:
         """Actors that can go on; none when the run is over."""
@@ -104,15 +133,7 @@ class Run:
 
     def digest(self) -> int:
         """The state, each text's position and what its pending step has come to included."""
-        return self.world.digest(self._texts())
-
-    def fingerprint(self) -> str:
-        """The same for other processes."""
-        return self.world.fingerprint(self._texts())
-
-    def _texts(self) -> list[Any]:
-        texts = [(actor.text, actor.page, [_rc(answer) for answer in actor.answers]) for actor in self.clock.actors]
-        return [text for each in texts for text in each]
+        return self.world.digest([_standing(actor) for actor in self.clock.actors])
 
     def close(self) -> None:
         """Let the texts go."""
@@ -133,8 +154,12 @@ class Run:
             self.violation = self.world.look_at_the_end()
 
 
-def _rc(answer: Any) -> tuple[int, ...]:
-    return tuple(int(code) for code in answer.rc)
+def _standing(actor: Actor) -> list[Any]:
+    """Where an actor stands: its text, and how far its bulk step has come."""
+    step = actor.pending
+    if not isinstance(step, Bulk):
+        return [actor.text]
+    return [actor.text, actor.page, step.columns, [answer.rc for answer in actor.answers]]
 
 
 _BY_WORDS = ((24, "last reference"), (26, "list"), (25, "dropped"), (25, "reference"))
@@ -145,6 +170,14 @@ def _number_of(error: LazyPVError) -> int:
     if error.exit_status == EXIT_VIOLATION:
         return 35
     return next((number for number, words in _BY_WORDS if words in str(error)), 25)
+
+
+class Branch(NamedTuple):
+    """A schedule still to be followed, and what it has used up of the bounds."""
+
+    schedule: Schedule
+    preemptions: int
+    faults: int
 
 
 class Explorer:
@@ -166,7 +199,7 @@ class Explorer:
         """Every order within the bounds; with `prune`, each state only once."""
         outcome = Outcome()
         seen: dict[int, list[tuple[int, int]]] = {}
-        todo: list[Schedule] = [()]
+        todo: list[Branch] = [Branch((), 0, 0)]
         while todo:
             if most_schedules is not None and outcome.schedules >= most_schedules:
                 outcome.exhausted = False
@@ -180,37 +213,51 @@ class Explorer:
 
     def _follow(
         self,
-        prefix: Schedule,
-        todo: list[Schedule],
+        branch: Branch,
+        todo: list[Branch],
         seen: dict[int, list[tuple[int, int]]],
         outcome: Outcome,
         prune: bool,
     ) -> None:
-        """Run `prefix`, then go on with the first choice each time; what else could be chosen is put on `todo`."""
+        """Run a branch, then go on with the first choice each time; what else could be chosen is put on `todo`."""
         run = Run(self.world, self.scene, self._faults)
         outcome.schedules += 1
-        preemptions, faults, last = 0, 0, -1
+        schedule, preemptions, faults = branch
+        last = -1
         try:
-            for choice in prefix:
-                preemptions += self._preempts(run, last, choice)
-                faults += choice.fault != 0
-                run.take(choice)
-                last = choice.actor
+            if schedule:
+                run.follow(schedule[:-1])
+                run.step(schedule[-1])
+                last = schedule[-1].actor
             while enabled := run.enabled():
                 if prune and not self._is_new(seen, run.digest(), preemptions, faults, last):
                     return
-                choices = [*self._choices(run, enabled, last, preemptions, faults)]
-                todo += [(*run.choices, other) for other in choices[1:]]
-                preemptions += self._preempts(run, last, choices[0])
-                run.take(choices[0])
-                last = choices[0].actor
-            outcome.ended(run)
+                first, *others = self._choices(run, enabled, last, preemptions, faults)
+                for other in others:
+                    used = preemptions + (other.actor != last and last in enabled)
+                    todo.append(Branch((*run.choices, other), used, faults + (other.fault != 0)))
+                run.step(first)
+                last = first.actor
+            self._ended(run, outcome)
         finally:
             outcome.steps += run.clock.steps
             run.close()
 
-    def _choices(self, run: Run, enabled: list[int], last: int, preemptions: int, faults: int) -> Iterator[Choice]:
-        """Going on first, then the others as far as the bound allows, then each as often as its step may fail."""
+    def _ended(self, run: Run, outcome: Outcome) -> None:
+        """Enter the end of a run: one more final state, or a counterexample, which is told by running it again."""
+        if run.violation is None:
+            outcome.final_states.add(run.digest())
+            return
+        again = self.replay(tuple(run.choices))
+        if again.violation is None:
+            raise ModelError(f"{run.violation} was met once, and not again in the very same order")
+        outcome.broken.append(Broken(again.violation, again.schedule, again.steps, again.fingerprint))
+
+    def _choices(self, run: Run, enabled: list[int], last: int, preemptions: int, faults: int) -> list[Choice]:
+        """Going on first, then the others as far as the bound allows, then each as often as its step may fail.
+
+        The first one never costs a preemption.
+        """
         bound = self.bounds.preemptions
         if last in enabled:
             order = [last]
@@ -218,14 +265,11 @@ class Explorer:
                 order += [actor for actor in enabled if actor != last]
         else:
             order = enabled
-        yield from (Choice(actor) for actor in order)
+        choices = [Choice(actor) for actor in order]
         if faults < self.bounds.faults:
             for actor in order:
-                yield from (Choice(actor, at + 1) for at in range(len(run.clock.faults_of(actor))))
-
-    @staticmethod
-    def _preempts(run: Run, last: int, choice: Choice) -> int:
-        return int(last != -1 and choice.actor != last and last in run.clock.enabled())
+                choices += [Choice(actor, at + 1) for at in range(len(run.clock.faults_of(actor)))]
+        return choices
 
     def _is_new(
         self, seen: dict[int, list[tuple[int, int]]], digest: int, preemptions: int, faults: int, last: int
@@ -265,24 +309,30 @@ class Explorer:
                         rank[actor] = -choose.random()
                 else:
                     actor = choose.choice(enabled)
-                options = run.clock.faults_of(actor)
                 fault = 0
-                if options and faults < self.bounds.faults and choose.random() < 0.03:
-                    fault = choose.randrange(len(options)) + 1
-                    faults += 1
-                run.take(Choice(actor, fault))
-            outcome.ended(run)
+                if faults < self.bounds.faults and choose.random() < 0.03:
+                    options = run.clock.faults_of(actor)
+                    if options:
+                        fault = choose.randrange(len(options)) + 1
+                        faults += 1
+                run.step(Choice(actor, fault))
+            self._ended(run, outcome)
         finally:
             outcome.steps += run.clock.steps
             run.close()
 
-    def replay(self, schedule: Schedule) -> Run:
-        """Run exactly that schedule, then go on as it comes; the run, over and still open."""
+    def replay(self, schedule: Schedule) -> Replayed:
+        """Run exactly that schedule as far as it goes, then go on as it comes, and tell every step."""
         run = Run(self.world, self.scene, self._faults)
-        for choice in schedule:
-            if choice.actor not in run.enabled():
-                break
-            run.take(choice)
-        while enabled := run.enabled():
-            run.take(Choice(enabled[0]))
-        return run
+        steps: list[Taken] = []
+        try:
+            left = list(reversed(schedule))
+            while enabled := run.enabled():
+                if left and left[-1].actor not in enabled:
+                    left.clear()
+                taken = run.take(left.pop() if left else Choice(enabled[0]))
+                steps += [] if taken is None else [taken]
+            fingerprint = self.world.fingerprint(steps)
+        finally:
+            run.close()
+        return Replayed(run.violation, tuple(run.choices), tuple(steps), fingerprint)

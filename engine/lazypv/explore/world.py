@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lazypv.clocks.explore import Taken
 from lazypv.clocks.live import LiveClock
 from lazypv.errors import ModelError
 from lazypv.explore.state import Digester, Snapshot
@@ -25,7 +26,7 @@ from lazypv.host.run import access
 from lazypv.host.vm import Process, Vm
 from lazypv.invariants import Remains, Violation, check_frames, check_structures, search_remains
 from lazypv.invariants.accounts import owned_below
-from lazypv.invariants.whole import broken_by_a_step, content_hashes, firmware_state, is_known
+from lazypv.invariants.whole import content_hashes, firmware_state, frames_state, is_known, step_check
 from lazypv.machine import AbsoluteStorage
 from lazypv.scenario.boot import BootImage, GuestStartError, load_boot_image, protect
 from lazypv.series import Series
@@ -38,7 +39,6 @@ from lazypv_kernels.workers import Workers
 FRAMES = 72
 NODE_CAPACITY = 2
 SIZES = StorageSizes(base=1, variable=1, variable_per_mib=0, cpu=1)
-OPAQUE = (Machine, Ultravisor, AbsoluteStorage, Workers, Series, StorageSizes)
 _ZERO = np.zeros((1, PAGE_SIZE // 8), np.uint64)
 
 
@@ -112,6 +112,9 @@ class World:
         self.made = 0
         self.faulted = False
         self._snapshot: Snapshot | None = None
+        opaque = (World, Machine, Ultravisor, AbsoluteStorage, Workers, Series, StorageSizes)
+        self._digester = Digester(opaque, self.machine.size)
+        self._broken_by_a_step = step_check(self.host)
 
     # --- building ------------------------------------------------------------------------------------------------
 
@@ -191,7 +194,7 @@ class World:
 
     def look(self) -> Violation | None:
         """After a step: what no step may break."""
-        return broken_by_a_step(self.host) or (self.found[0] if self.found else None)
+        return self._broken_by_a_step() or (self.found[0] if self.found else None)
 
     def look_at_the_end(self) -> Violation | None:
         """When nothing runs any more: everything."""
@@ -205,16 +208,16 @@ class World:
         return found[0] if found else None
 
     def digest(self, texts: list[Any]) -> int:
-        """A number for the whole state, texts included."""
-        return Digester(OPAQUE).digest(self._state(texts))
-
-    def fingerprint(self, texts: list[Any]) -> str:
-        """The same for other processes."""
-        return Digester(OPAQUE).fingerprint(self._state(texts))
-
-    def _state(self, texts: list[Any]) -> list[Any]:
+        """A number for the whole state, texts included; the same within this process."""
         hashes = content_hashes(self.machine)
-        return [hashes, *self._roots(), self.found, *texts]
+        return self._digester.digest([hashes, self._roots(), self.found, self.made, self.faulted, texts])
+
+    def fingerprint(self, steps: list[Taken]) -> str:
+        """A number for what happened and what it left, the same in any process: hexadecimal."""
+        told = hashlib.blake2b(repr([tuple(step) for step in steps]).encode(), digest_size=16)
+        told.update(content_hashes(self.machine).tobytes())
+        told.update(frames_state(self.machine).tobytes())
+        return told.hexdigest()
 
 
 class RepeatedKeys:

@@ -14,6 +14,8 @@ from lazypv.ultravisor import vault
 from lazypv_kernels import scan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from lazypv.hardware import Machine
@@ -37,14 +39,27 @@ def content_hashes(machine: Machine) -> NDArray[np.uint64]:
     return hashes
 
 
-def broken_by_a_step(host: Host) -> Violation | None:
-    """Invariants 1 and 2, and what a text itself saw broken: looked at after every step, whatever runs."""
+def frames_state(machine: Machine) -> NDArray[np.uint8]:
+    """What Ultravisor and host say of each frame, side by side: uint8[n, 8]."""
+    firmware = vault.firmware_of(machine.ultravisor)
+    columns = (firmware.state, machine.frames.byte, firmware.owner, firmware.guest_page)
+    return np.concatenate([column.view(np.uint8).reshape(machine.pages, -1) for column in columns], axis=1)
+
+
+def step_check(host: Host) -> Callable[[], Violation | None]:
+    """A look after every step, whatever runs: invariants 1 and 2, and what a text itself saw broken."""
     firmware = vault.firmware_of(host.machine.ultravisor)
-    counts = np.zeros(4, np.int64)
-    frames = host.machine.frames.byte
-    scan.count_broken_frames(firmware.state, firmware.owner, frames, 0, frames.size, counts)
-    if counts[0]:
-        return Violation(1, f"{counts[0]} frames are free for the host but not non-secure")
-    if counts[1]:
-        return Violation(2, f"{counts[1]} frames are secure but bear no mark")
-    return Violation(*host.ledger.broken[0]) if host.ledger.broken else None
+    state, owner, frames = firmware.state, firmware.owner, host.machine.frames.byte
+    counts: NDArray[np.int64] = np.zeros(4, np.int64)
+    count_broken_frames, ledger, pages = scan.count_broken_frames, host.ledger, frames.size
+
+    def look() -> Violation | None:
+        counts[:] = 0
+        count_broken_frames(state, owner, frames, 0, pages, counts)
+        if counts[0]:
+            return Violation(1, f"{counts[0]} frames are free for the host but not non-secure")
+        if counts[1]:
+            return Violation(2, f"{counts[1]} frames are secure but bear no mark")
+        return Violation(*ledger.broken[0]) if ledger.broken else None
+
+    return look
