@@ -1,7 +1,7 @@
 """Commands in the documentation do what it says: each ```console block is run with the installed `lazypv`.
 
 Lines that begin with "$ " are commands; a block is one shell in a directory of its own, so later lines see files and
-`$?` of earlier ones. The directory is empty but for `tests/data`, which the README's examples use. Each command has to
+`$?` of earlier ones. The directory is empty but for `tests/data` and `examples`, which the pages use. Each command has to
 end with status 0. Comments above a block say otherwise:
 
     <!-- exits: 2 -->       its last command ends with this status
@@ -70,6 +70,7 @@ def run(example, directory):
     )
     (directory / "tests").mkdir(exist_ok=True)
     (directory / "tests" / "data").symlink_to(REPOSITORY / "tests" / "data")
+    (directory / "examples").symlink_to(REPOSITORY / "examples")
     scripts = sysconfig.get_path("scripts")
     done = subprocess.run(
         ["bash", "-c", script],

@@ -39,9 +39,10 @@ TOWER = [
     {"lazypv.hardware"},
     {"lazypv.steps", "lazypv.series"},
     {"lazypv.host"},
-    {"lazypv.guest"},
+    {"lazypv.guest", "lazypv.policy"},
     {"lazypv.scenario"},
     {"lazypv.explore"},
+    {"lazypv.trace"},
     {"lazypv.report"},
     {"lazypv.cli"},
     {"lazypv", "lazypv.__main__"},
@@ -56,10 +57,17 @@ BESIDE = {
     "lazypv.invariants": BELOW_THE_SCENARIO,
 }
 MAY_IMPORT_BESIDE = {
-    "lazypv.clocks": {"lazypv.scenario", "lazypv.explore", "lazypv.report", "lazypv.cli"},
+    "lazypv.clocks": {"lazypv.scenario", "lazypv.explore", "lazypv.trace", "lazypv.report", "lazypv.cli"},
     "lazypv.image": {"lazypv.scenario", "lazypv.report", "lazypv.cli", "lazypv", "lazypv.snapshot"},
     "lazypv.explain": {"lazypv.cli", "lazypv"},
-    "lazypv.files": {"lazypv.scenario", "lazypv.explore", "lazypv.report", "lazypv.cli", "lazypv.snapshot"},
+    "lazypv.files": {
+        "lazypv.scenario",
+        "lazypv.explore",
+        "lazypv.trace",
+        "lazypv.report",
+        "lazypv.cli",
+        "lazypv.snapshot",
+    },
     "lazypv.snapshot": {"lazypv.scenario", "lazypv.report", "lazypv.cli", "lazypv"},
     "lazypv.invariants": {"lazypv.scenario", "lazypv.explore", "lazypv.report", "lazypv.cli"},
 }

@@ -201,8 +201,9 @@ def entry_of(pte, page):
 
 
 def guest_access(
-    words, state, owner, guest_page, pte, slot, pages, operation, values, source, rows, first, last, code, counts
-):
+    words, state, owner, guest_page, _directory, pte, slot, pages, operation, values, source, rows, first, last, code,
+    counts,
+):  # fmt: skip
     for i in range(first, last):
         page = pages[i]
         if entry_of(pte, page) == 0:
@@ -225,7 +226,7 @@ def guest_access(
             words[frame, stamp_offset(int(page))] = values[i]
 
 
-def guest_share(state, owner, guest_page, pte, slot, pages, share, first, last, code, counts):
+def guest_share(state, owner, guest_page, _directory, pte, slot, pages, share, first, last, code, counts):
     for i in range(first, last):
         page = pages[i]
         if entry_of(pte, page) == 0:
@@ -256,7 +257,9 @@ def pin_pages(state, refused_rc, frames, first, last, rc, counts):
             answer(rc, counts, i, refused_rc, COUNT_REFUSED)
 
 
-def unpin_pages(state, owner, guest_page, pte, slot, not_mapped_rc, refused_rc, pages, first, last, rc, counts):
+def unpin_pages(
+    state, owner, guest_page, _directory, pte, slot, not_mapped_rc, refused_rc, pages, first, last, rc, counts
+):
     for i in range(first, last):
         if entry_of(pte, pages[i]) == 0:
             answer(rc, counts, i, not_mapped_rc, COUNT_REFUSED)
@@ -271,7 +274,7 @@ def unpin_pages(state, owner, guest_page, pte, slot, not_mapped_rc, refused_rc, 
             answer(rc, counts, i, refused_rc, COUNT_REFUSED)
 
 
-def host_clear(words, state, frames, first, last, code, counts):
+def host_clear(words, state, _owner, _guest_page, _directory, frames, first, last, code, counts):
     for i in range(first, last):
         byte = state[frames[i]]
         if cannot_be_touched(byte):
@@ -283,7 +286,7 @@ def host_clear(words, state, frames, first, last, code, counts):
             answer(code, counts, i, RC_DONE, COUNT_DONE)
 
 
-def host_copy(contents, state, frames, buffer, write, first, last, code):
+def host_copy(contents, state, _owner, _guest_page, _directory, frames, buffer, write, first, last, code):
     for i in range(first, last):
         byte, row = state[frames[i]], slice(frames[i], frames[i] + 1)
         if cannot_be_touched(byte):
@@ -353,7 +356,7 @@ def unmark(state, owner, frames):
     state[frames], owner[frames] = NS, 0
 
 
-def unshare_all(state, owner, slot, first, last, counts):
+def unshare_all(state, owner, _guest_page, _directory, slot, first, last, counts):
     for frame in range(first, last):
         if owner[frame] != slot:
             continue
@@ -364,6 +367,208 @@ def unshare_all(state, owner, slot, first, last, counts):
             counts[COUNT_DONE] += 1
         else:
             counts[COUNT_NOOP] += 1
+
+
+# --- dirty tracking and rows of snapshots ----------------------------------------------------------------------------
+
+
+def publish_word(directory, at, word):
+    directory[at] = word
+
+
+def note_store(word, track, page):
+    """word : of the directory; track : uint32[pages, 2], as a configuration has it; None where nobody asks."""
+    now, mode = int(word) >> 2, int(word) & 3
+    if track is None:
+        return True
+    if mode == 2 or (mode == 1 and track[page, 1] != now):
+        return False
+    track[page, 0] = now
+    return True
+
+
+def choose_pages(track, records, since, now, pages):
+    count = 0
+    for page in range(len(track)):
+        if track[page, 0] >= since or records[page] & np.uint64(3) == RECORD_OUT_SHARED:
+            pages[count] = page
+            count += 1
+        else:
+            track[page, 1] = now
+    return count
+
+
+def copy_aside(world, slot, pte, track, now, pages, rows, aside, aside_kind, aside_of, code):
+    copied = 0
+    for i, page in enumerate(pages):
+        code[i] = RC_DONE
+        if track[page, 1] == now:
+            continue
+        record = claim_record(world, slot, page)
+        if record == RECORD_BUSY:
+            code[i] = RC_BUSY
+            continue
+        publish_record(world, slot, page, record)
+        if record & 3 != RECORD_IN or pte[page] == 0:
+            continue
+        frame = pte[page] - 1
+        if is_held(world.state[frame]):
+            code[i] = RC_BUSY
+        elif world.owner[frame] == slot and world.guest_page[frame] == page:
+            aside[rows[i]] = world.contents[frame]
+            aside_kind[rows[i]] = 2 if world.state[frame] == SEC else 1
+            aside_of[page], track[page, 1], code[i] = rows[i] + 1, now, 2
+            copied += 1
+    return copied
+
+
+def row_data(ad, page, kind, version):
+    """Associated data of a row: what is the file's and the batch's, then what is its own."""
+    return ad[:6].tobytes() + b"".join(int(word).to_bytes(8, "little") for word in (page, kind, version))
+
+
+def seal_row(out, at, row, plain, page, kind, version, key, ad):
+    data = row_data(ad, page, kind, version)
+    text, more = (bytes(plain), b"") if kind == 2 else (b"", bytes(plain) if kind == 1 else b"")
+    both = nacl.bindings.crypto_aead_aegis256_encrypt(text, data + more, nonce_of(page, 0, 3), bytes(key))
+    shown = both[:-32] if kind == 2 else more or bytes(PAGE_SIZE)
+    for start, part in (
+        (at[0] + PAGE_SIZE * row, shown),
+        (at[1] + 4 * row, int(page).to_bytes(4, "little")),
+        (at[2] + row, bytes([kind])),
+        (at[3] + 32 * row, both[-32:]),
+        (at[4] + 8 * row, int(version).to_bytes(8, "little")),
+    ):
+        out[start : start + len(part)] = np.frombuffer(part, np.uint8)
+
+
+def open_row(batch, at, row, key, ad):
+    """The plain page of a row, or None when it does not verify."""
+    page = int.from_bytes(batch[at[1] + 4 * row : at[1] + 4 * row + 4].tobytes(), "little")
+    version = int.from_bytes(batch[at[4] + 8 * row : at[4] + 8 * row + 8].tobytes(), "little")
+    kind = int(batch[at[2] + row])
+    shown = batch[at[0] + PAGE_SIZE * row : at[0] + PAGE_SIZE * (row + 1)].tobytes()
+    tag = batch[at[3] + 32 * row : at[3] + 32 * row + 32].tobytes()
+    if kind > 2 or (kind == 0 and any(shown)):
+        return None
+    text, more = (shown, b"") if kind == 2 else (b"", shown if kind == 1 else b"")
+    try:
+        plain = nacl.bindings.crypto_aead_aegis256_decrypt(
+            text + tag, row_data(ad, page, kind, version) + more, nonce_of(page, 0, 3), bytes(key)
+        )
+    except nacl.exceptions.CryptoError:
+        return None
+    return np.frombuffer(plain if kind == 2 else shown, np.uint8)
+
+
+def source_of(world, slot, pte, page, record):
+    """What a guest's page holds: (code, kind, content)."""
+    where, version = record & 3, record >> 3
+    if where == RECORD_NEVER:
+        return RC_DONE, 0, np.zeros(PAGE_SIZE, np.uint8)
+    if entry_of(pte, page) == 0:
+        return 0xF10, 0, None
+    frame = pte[page] - 1
+    seen = int(world.state[frame])
+    if is_held(world.state[frame]):
+        return RC_BUSY, 0, None
+    content = world.contents[frame]
+    ours = (world.owner[frame], world.guest_page[frame]) == (slot, page)
+    if where == RECORD_IN and ours and seen in (SEC, SHR, PSH):
+        return RC_DONE, 2 if seen == SEC else 1, content
+    if where == RECORD_OUT_SHARED and seen == NS:
+        return RC_DONE, 1, content
+    if where == RECORD_OUT and seen == NS:
+        plain = opened(content, world.tags[slot][page], page, version, DOMAIN_LIVE, world.keys[slot])
+        if plain is not None:
+            return RC_DONE, 2, plain
+    return 0xF10, 0, None
+
+
+def seal_rows(world, slot, pte, track, now, aside, aside_kind, aside_of, key, ad, version, pages, out, at, code):
+    for i, page in enumerate(pages):
+        if code[i] != RC_BUSY:
+            continue
+        record = claim_record(world, slot, page)
+        if record == RECORD_BUSY:
+            continue
+        publish_record(world, slot, page, record)
+        if track[page, 1] == now and aside_of[page]:
+            row = aside_of[page] - 1
+            code[i], kind, content = RC_DONE, int(aside_kind[row]), aside[row]
+        else:
+            code[i], kind, content = source_of(world, slot, pte, page, record)
+            if code[i] == RC_DONE and track[page, 1] == now:
+                code[i] = RC_BUSY
+        if code[i] == RC_DONE:
+            seal_row(out, at, i, content, page, kind, version, key, ad)
+            track[page, 1] = now
+    return np.count_nonzero(code == RC_BUSY)
+
+
+def seal_buffer(source, kinds, versions, key, ad, pages, out, at):
+    for i, page in enumerate(pages):
+        seal_row(out, at, i, source[i], page, int(kinds[i]), versions[i], key, ad)
+
+
+def open_rows(batch, at, first, last, key, ad):
+    for row in range(first, last):
+        plain = open_row(batch, at, row, key, ad)
+        if plain is None:
+            return row
+        batch[at[0] + PAGE_SIZE * row : at[0] + PAGE_SIZE * (row + 1)] = plain
+    return -1
+
+
+def restore_rows(world, slot, pte, batch, at, rows, key, ad, rc):
+    pages = [int.from_bytes(batch[at[1] + 4 * row : at[1] + 4 * row + 4].tobytes(), "little") for row in rows]
+    claimed, fitting = set(), set()
+    for page in pages:
+        frame = int(entry_of(pte, page)) - 1
+        record = claim_record(world, slot, page) if frame >= 0 and page not in claimed else RECORD_BUSY
+        if record != RECORD_BUSY:
+            claimed.add(page)
+        if frame < 0 or (record != RECORD_BUSY and record & 3 != RECORD_NEVER):
+            rc[:] = 0xF10
+        elif record == RECORD_BUSY or is_held(world.state[frame]):
+            rc[:] = RC_BUSY
+        elif world.state[frame] != NS:
+            rc[:] = 0xF10
+        else:
+            fitting.add(page)
+            continue
+        break
+    for page in claimed:
+        publish_record(world, slot, page, int(world.records[slot][page]) & ~4)
+    if len(fitting) < len(pages):
+        return -1
+    plain = []
+    for row in rows:
+        plain.append(open_row(batch, at, row, key, ad))
+        if plain[-1] is None:
+            for page in pages:
+                world.contents[pte[page] - 1] = 0
+            rc[:] = 0xF12
+            return row
+    for page, row, content in zip(pages, rows, plain, strict=True):
+        frame = pte[page] - 1
+        world.contents[frame] = content
+        world.owner[frame], world.guest_page[frame] = slot, page
+        world.state[frame] = SHR if batch[at[2] + row] == 1 else SEC
+        world.records[slot][page] |= np.uint64(RECORD_IN)
+    rc[:] = RC_DONE
+    return -1
+
+
+def batch_mac(batch, at, digits, rows, file_id, index, key, write):
+    before = bytearray(batch[: at[0]].tobytes())
+    before[digits : digits + 64] = b"0" * 64
+    covered = bytes(file_id) + int(index).to_bytes(8, "little") + int(rows).to_bytes(8, "little")
+    covered += bytes(before) + batch[at[1] : at[5]].tobytes()
+    tag = nacl.bindings.crypto_aead_aegis256_encrypt(b"", covered, nonce_of(index, 0, 4), bytes(key)).hex().encode()
+    if write:
+        batch[digits : digits + 64] = np.frombuffer(tag, np.uint8)
+    return batch[digits : digits + 64].tobytes() == tag
 
 
 # --- import and export -----------------------------------------------------------------------------------------------

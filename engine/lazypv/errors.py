@@ -42,6 +42,10 @@ class UsageError(LazyPVError):
     """An option or argument that is refused, alone or in this combination."""
 
 
+class PolicyError(LazyPVError):
+    """What somebody's own teardown policy raised while it ran; says where in its file."""
+
+
 class ViolationError(LazyPVError):
     """An invariant of the model did not hold."""
 
@@ -58,6 +62,20 @@ class ModelError(LazyPVError):
     """A bug of the model itself: names the actor and the step in which it happened."""
 
     exit_status = EXIT_BUG
+
+
+class LifetimeError(ModelError):
+    """Something was used after its end, ended twice, or let go of by one who did not hold it.
+
+    Attributes
+    ----------
+    invariant : int
+        The one that rules it out, as in semantics 9.
+    """
+
+    def __init__(self, invariant: int, what: str) -> None:
+        super().__init__(f"{what} (invariant {invariant})")
+        self.invariant = invariant
 
 
 class DeadlockError(ModelError):

@@ -213,7 +213,10 @@ class Machine:
         part = buffer
         while todo.size:
             answer = np.empty(todo.size, RC_DTYPE)
-            access.host_copy(firmware.storage.contents, firmware.state, todo, part, write, 0, todo.size, answer)
+            access.host_copy(
+                firmware.storage.contents, firmware.state, firmware.owner, firmware.guest_page, firmware.directory,
+                todo, part, write, 0, todo.size, answer,
+            )  # fmt: skip
             code[at] = answer
             if part is not buffer and not write:
                 buffer[at] = part
@@ -236,9 +239,10 @@ class Machine:
         counts = self.workers.add_up(
             frames.size,
             lambda first, last, into: access.host_clear(
-                firmware.storage.words, firmware.state, frames, first, last, code, into
+                firmware.storage.words, firmware.state, firmware.owner, firmware.guest_page, firmware.directory, frames,
+                first, last, code, into,
             ),
-        )
+        )  # fmt: skip
         return BulkAnswer.counted(code, counts)
 
     def _require_frames(self, frames: NDArray[np.int64]) -> None:
@@ -297,8 +301,8 @@ class Machine:
             counts = self.workers.add_up(
                 pages.size,
                 lambda first, last, into: access.guest_access(
-                    firmware.storage.words, firmware.state, firmware.owner, firmware.guest_page, cpu.translation, slot,
-                    pages, operation, values, source, rows, first, last, code, into,
+                    firmware.storage.words, firmware.state, firmware.owner, firmware.guest_page, firmware.directory,
+                    cpu.translation, slot, pages, operation, values, source, rows, first, last, code, into,
                 ),
             )  # fmt: skip
             return BulkAnswer.counted(code, counts)

@@ -88,7 +88,7 @@ NOT_SWITCHED: Final[Mapping[str, str]] = MappingProxyType(
         "D6": "documented by the series and not repaired: the table is in the books of what is leaked",
         "D7": "the table's pointers change between two steps here, so their lock has no gap to leave open",
         "D8": "both masks have the same value, so nothing would change",
-        "D11b": "no memory slot comes or goes while a guest runs here, so nothing can happen before the lock is taken",
+        "D11b": "no table that is walked before the lock is taken is freed while the guest exists here",
         "D13": "nothing that outlives a configuration lies in the structure that is zeroed",
         "D14": "a busy call is a step of its own here, and no step is spent in a loop",
         "D16": "part of the design and not repaired: the pages that are held back are a number in every report",

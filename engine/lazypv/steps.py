@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Lock:
         return [*self.readers, *([] if self.writer is None else [self.writer])]
 
 
-class Holding:
+class Holding(AbstractAsyncContextManager[None]):
     """Context of a held lock."""
 
     __slots__ = ("lock", "shared")
@@ -190,15 +191,25 @@ class Bulk(Step[T]):
         Sliced along axis 0: the grain is the clock's choice.
     uvc : bool
         Whether each page costs an Ultravisor call.
+    frame_of : callable
+        Which frame the call about a page claims, where the first column does not say; negative for none.
     """
 
-    __slots__ = ("columns", "name", "operation", "uvc")
+    __slots__ = ("columns", "frame_of", "name", "operation", "uvc")
 
-    def __init__(self, name: str, operation: Callable[..., T], *columns: NDArray[Any], uvc: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        operation: Callable[..., T],
+        *columns: NDArray[Any],
+        uvc: bool = False,
+        frame_of: Callable[[int], int] | None = None,
+    ) -> None:
         self.name = name
         self.operation = operation
         self.columns = columns
         self.uvc = uvc
+        self.frame_of = frame_of
 
     @property
     def pages(self) -> int:

@@ -26,12 +26,15 @@ from lazypv_kernels.layout import (
     SHR,
 )
 from lazypv_kernels.native import fence, load_acquire, stream_copy_page, stream_zero_page
+from lazypv_kernels.tracking import note_store
 
 TRANSLATION = 0x11
 """Program interruption: no mapping (page translation)."""
 SECURE_STORAGE_ACCESS = 0x3D
 NON_SECURE_STORAGE_ACCESS = 0x3E
 SECURE_STORAGE_VIOLATION = 0x3F
+PROTECTION = 0x04
+"""Program interruption: a snapshot has still to save the page that is to change."""
 NOTIFICATION = 0x6C
 """Intercept 108: the guest takes back a page that the host has pinned."""
 
@@ -93,8 +96,8 @@ def entry_of(pte: U32, page: Integer) -> np.uint32:
 
 @kernel
 def guest_access(
-    words: U64, state: U8, owner: U16, guest_page: U32, pte: U32, slot: Integer, pages: I64, operation: Integer,
-    values: U64, source: U64, rows: I64, first: Integer, last: Integer, code: U16, counts: I64,
+    words: U64, state: U8, owner: U16, guest_page: U32, directory: U64, pte: U32, slot: Integer, pages: I64,
+    operation: Integer, values: U64, source: U64, rows: I64, first: Integer, last: Integer, code: U16, counts: I64,
 ) -> None:  # fmt: skip
     """A guest touches its ``pages[first:last]``; slot 0 is a guest that is not protected.
 
@@ -122,6 +125,8 @@ def guest_access(
             counts[COUNT_BUSY] += 1
             continue
         why = verdict(seen, owner[frame] == slot, guest_page[frame] == page, slot != 0)
+        if why == 0 and operation != LOAD and not note_store(directory, slot, page):
+            why = PROTECTION
         if why != 0:
             let_go(state, frame)
             code[i] = why
@@ -146,8 +151,8 @@ def guest_access(
 
 @kernel
 def guest_share(
-    state: U8, owner: U16, guest_page: U32, pte: U32, slot: Integer, pages: I64, share: bool, first: Integer,
-    last: Integer, code: U16, counts: I64,
+    state: U8, owner: U16, guest_page: U32, directory: U64, pte: U32, slot: Integer, pages: I64, share: bool,
+    first: Integer, last: Integer, code: U16, counts: I64,
 ) -> None:  # fmt: skip
     """SET_SHARED_ACCESS (`share`) or REMOVE_SHARED_ACCESS by the guest in `slot`, for ``pages[first:last]``.
 
@@ -180,6 +185,8 @@ def guest_share(
                 after = SEC
             elif not share and seen == PSH:
                 why = NOTIFICATION
+        if after != seen and not note_store(directory, slot, page):
+            why, after = PROTECTION, seen
         publish(state, frame, after)
         code[i] = RC_DONE if why == 0 else why
         counts[COUNT_DONE if why == 0 else COUNT_REFUSED] += 1
@@ -202,8 +209,8 @@ def pin_pages(state: U8, refused_rc: Integer, frames: I64, first: Integer, last:
 
 @kernel
 def unpin_pages(
-    state: U8, owner: U16, guest_page: U32, pte: U32, slot: Integer, not_mapped_rc: Integer, refused_rc: Integer,
-    pages: I64, first: Integer, last: Integer, rc: U16, counts: I64,
+    state: U8, owner: U16, guest_page: U32, directory: U64, pte: U32, slot: Integer, not_mapped_rc: Integer,
+    refused_rc: Integer, pages: I64, first: Integer, last: Integer, rc: U16, counts: I64,
 ) -> None:  # fmt: skip
     """UNPIN_PAGE_SHARED for guest ``pages[first:last]`` of `slot`: pinned becomes secure; anything else is refused."""
     for i in range(first, last):
@@ -220,13 +227,30 @@ def unpin_pages(
             counts[COUNT_BUSY] += 1
             continue
         pinned = seen == PSH and owner[frame] == slot and guest_page[frame] == page
+        if pinned and not note_store(directory, slot, page):
+            publish(state, frame, seen)
+            rc[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+            continue
         publish(state, frame, SEC if pinned else seen)
         rc[i] = RC_DONE if pinned else refused_rc
         counts[COUNT_DONE if pinned else COUNT_REFUSED] += 1
 
 
 @kernel
-def host_clear(words: U64, state: U8, frames: I64, first: Integer, last: Integer, code: U16, counts: I64) -> None:
+def _host_may_store(
+    state_seen: Integer, owner: U16, guest_page: U32, directory: U64, frame: Integer
+) -> bool:
+    """Whether the host may change a held `frame` now: a guest's shared page not before a snapshot has saved it."""
+    shared = state_seen == SHR or state_seen == PSH
+    return not shared or note_store(directory, owner[frame], guest_page[frame])
+
+
+@kernel
+def host_clear(
+    words: U64, state: U8, owner: U16, guest_page: U32, directory: U64, frames: I64, first: Integer, last: Integer,
+    code: U16, counts: I64,
+) -> None:  # fmt: skip
     """The host clears ``frames[first:last]``, as when it hands out fresh memory; 0x3d where it may not.
 
     words : uint64[n, 512]; state : uint8[n]; code : uint16[k], written.
@@ -239,6 +263,11 @@ def host_clear(words: U64, state: U8, frames: I64, first: Integer, last: Integer
             counts[COUNT_BUSY] += 1
             continue
         why = verdict(seen, False, False, False)
+        if why == 0 and not _host_may_store(seen, owner, guest_page, directory, frame):
+            let_go(state, frame)
+            code[i] = RC_BUSY
+            counts[COUNT_BUSY] += 1
+            continue
         if why == 0 and words.shape[0] > 0:
             stream_zero_page(words, frame)
             fence()
@@ -249,8 +278,9 @@ def host_clear(words: U64, state: U8, frames: I64, first: Integer, last: Integer
 
 @kernel
 def host_copy(
-    contents: U8, state: U8, frames: I64, buffer: U8, write: bool, first: Integer, last: Integer, code: U16
-) -> None:
+    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, frames: I64, buffer: U8, write: bool,
+    first: Integer, last: Integer, code: U16,
+) -> None:  # fmt: skip
     """The host copies pages out of ``frames[first:last]`` into ``buffer``, or into them if `write`.
 
     contents : uint8[n, 4096], or uint8[0, 4096], then nothing is copied; buffer : uint8[k, 4096]; code : uint16[k],
@@ -263,6 +293,10 @@ def host_copy(
             code[i] = RC_BUSY
             continue
         why = verdict(seen, False, False, False)
+        if why == 0 and write and not _host_may_store(seen, owner, guest_page, directory, frame):
+            let_go(state, frame)
+            code[i] = RC_BUSY
+            continue
         if why == 0 and contents.shape[0] > 0:
             if write:
                 contents[frame, :] = buffer[i]

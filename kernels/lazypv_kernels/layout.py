@@ -67,8 +67,29 @@ DIR_PAGES: Final = 2
 DIR_CPUS: Final = 3
 DIR_EXPORTED: Final = 4
 """Pages that left the configuration by export, or with their ownership (feature bit 0)."""
+DIR_TRACK: Final = 5
+"""Address of uint32[pages, 2]: in which generation each page was last written, and last saved; 0 where nobody asks."""
+DIR_GENERATION: Final = 6
+"""Generation of the guest's stores, above two bits of mode: stores go on, a snapshot is being saved, stores wait."""
+DIR_IN_SNAPSHOT: Final = 7
+"""Not 0 while pages that were never imported may still be in a snapshot: none of them may come in as a zero page."""
 DIR_WORDS: Final = 8
 """A row is a cache line of its own."""
+
+TRACK_WORDS: Final = 2
+TRACK_OPEN: Final = 0
+TRACK_SAVING: Final = 1
+TRACK_CLOSED: Final = 2
+TRACK_MODE: Final = 0x03
+TRACK_SHIFT: Final = 2
+
+# --- rows of a snapshot (docs/snapshot-format.md) ----------------------------------------------------------------
+KIND_ZERO: Final = 0
+"""The host may know that the page is zero: the guest never had it."""
+KIND_PLAIN: Final = 1
+"""Shared with the host, which can read it anyway."""
+KIND_SEALED: Final = 2
+"""Secure: encrypted."""
 
 TAG_SIZE: Final = 32
 KEY_SIZE: Final = 32

@@ -245,6 +245,7 @@ def _swap_at(kind: Any) -> Any:
 
 
 load_word_at, store_word_at, swap_word_at = _load_at(types.uint64), _store_at(types.uint64), _swap_at(types.uint64)
+load_half_at, store_half_at = _load_at(types.uint32), _store_at(types.uint32)
 load_byte_at, store_byte_at, swap_byte_at = _load_at(types.uint8), _store_at(types.uint8), _swap_at(types.uint8)
 
 

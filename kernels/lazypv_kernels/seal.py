@@ -19,6 +19,7 @@ from lazypv_kernels.layout import (
     COUNT_NOOP,
     COUNT_REFUSED,
     DIR_EXPORTED,
+    DIR_IN_SNAPSHOT,
     DIR_TAGS,
     DIR_WORDS,
     NO_FRAME,
@@ -51,6 +52,7 @@ from lazypv_kernels.native import (
     store_byte_at,
     stream_zero_page,
 )
+from lazypv_kernels.tracking import note_store
 
 DOMAIN_LIVE = 1
 """Live export; snapshots have keys and a domain of their own."""
@@ -250,10 +252,14 @@ def _bring_in(
             return np.int64(codes[5]), NS
         if wide:
             _write_nonce(nonce, page, 0, DOMAIN_IMAGE)
+            if not note_store(directory, slot, page):
+                return np.int64(RC_BUSY), NS
             if not open_page(contents, frame, address_of(image_tags, index), nonce, image_key, 0, scratch):
                 return np.int64(codes[4]), NS
         return np.int64(RC_DONE), SEC
     if where == RECORD_NEVER:
+        if directory[slot * DIR_WORDS + DIR_IN_SNAPSHOT] != np.uint64(0):
+            return np.int64(codes[4]), NS
         if wide:
             stream_zero_page(contents, frame)
             fence()
@@ -266,6 +272,9 @@ def _bring_in(
                 return np.int64(codes[4]), NS
         return np.int64(RC_DONE), SEC
     if where == RECORD_OUT_SHARED:
+        # The host may have changed it meanwhile.
+        if not note_store(directory, slot, page):
+            return np.int64(RC_BUSY), NS
         return np.int64(RC_DONE), SHR
     return np.int64(codes[3]), NS
 

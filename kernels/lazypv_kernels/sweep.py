@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lazypv_kernels.arrays import I64, U8, U16, U64, Integer
+from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer
 from lazypv_kernels.claims import BUSY, claim, publish
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
@@ -23,6 +23,7 @@ from lazypv_kernels.layout import (
     SEC,
 )
 from lazypv_kernels.native import fence, load_acquire, relax, stream_zero_page
+from lazypv_kernels.tracking import note_store
 
 CHUNK = 256
 """Frames claimed, then cleared, then published together: a locked instruction drains the streaming stores.
@@ -176,7 +177,9 @@ def _claim_own(state: U8, frame: Integer) -> None:
 
 
 @kernel
-def unshare_all(state: U8, owner: U16, slot: Integer, first: Integer, last: Integer, counts: I64) -> None:
+def unshare_all(
+    state: U8, owner: U16, guest_page: U32, directory: U64, slot: Integer, first: Integer, last: Integer, counts: I64
+) -> None:
     """SET_UNSHARE_ALL over frames ``[first, last)``: every shared page of `slot` is private again."""
     for frame in range(first, last):
         if owner[frame] != slot:
@@ -185,8 +188,12 @@ def unshare_all(state: U8, owner: U16, slot: Integer, first: Integer, last: Inte
         if seen == BUSY:
             counts[COUNT_BUSY] += 1
         elif owner[frame] == slot and SEC < seen <= PSH:
-            publish(state, frame, SEC)
-            counts[COUNT_DONE] += 1
+            if note_store(directory, slot, guest_page[frame]):
+                publish(state, frame, SEC)
+                counts[COUNT_DONE] += 1
+            else:
+                publish(state, frame, seen)
+                counts[COUNT_BUSY] += 1
         else:
             publish(state, frame, seen)
             counts[COUNT_NOOP] += 1

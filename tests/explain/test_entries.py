@@ -17,7 +17,7 @@ TOPICS = (
     [f"{number:02}" for number in range(1, 12)]
     + sorted([f"D{number}" for number in range(1, 32)] + ["D11b"], key=lambda each: (int(each.strip("Db")), each))
     + ["0x3c", "0x3d", "0x3e", "0x3f"]
-    + [f"invariant {number}" for number in range(1, 42)]
+    + [f"invariant {number}" for number in range(1, 43)]
 )
 NOT_MODELLED = {"0x3c", "D28", "D29", "D30", "D31", "invariant 28"}
 REPOSITORY = Path(__file__).parents[2]

@@ -13,6 +13,7 @@ from lazypv.hardware import Machine
 from lazypv.host import faults, kvm
 from lazypv.host.host import Host
 from lazypv.host.loose_ends import loose_ends
+from lazypv.host.policy import TeardownPolicy
 from lazypv.host.run import access
 from lazypv.host.vm import Process, Vm
 from lazypv.invariants import check_frames, check_structures
@@ -67,6 +68,7 @@ class World:
         feature_bits: tuple[int, ...] = (),
         machine_pages: int = 1024,
         image_at: int = 0,
+        policy: TeardownPolicy | None = None,
     ) -> None:
         self.machine = Machine(pages_size(machine_pages), feature_bits=feature_bits, uv_base_pages=16)
         self.firmware = vault.firmware_of(self.machine.ultravisor)
@@ -78,6 +80,7 @@ class World:
             sync_below=pages_size(LIMIT_PAGES),
             batch=BATCH,
             node_capacity=NODE_CAPACITY,
+            policy=policy,
         )
         self.clock = LiveClock()
         self.process = self.new_process()

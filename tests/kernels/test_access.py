@@ -15,6 +15,7 @@ from .worlds import (
     agree,
     codes_and_counts,
     every_size,
+    no_tracking,
     random_frames,
     random_owner,
     random_pte,
@@ -78,6 +79,7 @@ def test_a_guest_access_is_its_twin(seed, size, operation, contents):
         state,
         random_owner(rng, state),
         rng.integers(0, GUEST_PAGES, size).astype(np.uint32),
+        no_tracking(),
         random_pte(rng, size),
         int(rng.integers(0, SLOTS + 1)),
         pages,
@@ -92,6 +94,12 @@ def test_a_guest_access_is_its_twin(seed, size, operation, contents):
     )
 
 
+def some_frames(rng, size):
+    """What the host's accesses are told of frames: (state, owner, guest_page, directory)."""
+    state = random_state(rng, size)
+    return state, random_owner(rng, state), rng.integers(0, GUEST_PAGES, size).astype(np.uint32), no_tracking()
+
+
 def owned_by_the_guest(rng, size, slot):
     """A guest's view in which about half of the accesses fit: (state, owner, guest_page, pte)."""
     state = random_state(rng, size)
@@ -100,7 +108,7 @@ def owned_by_the_guest(rng, size, slot):
         guest_page[pte[page] - 1] = page
         if rng.random() < 0.7:
             owner[pte[page] - 1] = slot
-    return state, owner, guest_page, pte
+    return state, owner, guest_page, no_tracking(), pte
 
 
 @pytest.mark.parametrize("share", [True, False], ids=["share", "unshare"])
@@ -148,7 +156,7 @@ def test_the_host_clears_what_it_may_touch(seed, size, contents):
     rng = np.random.default_rng(seed)
     frames = random_frames(rng, size, 2 * size)
     agree(
-        access.host_clear, twins.host_clear, random_words(rng, size if contents else 0), random_state(rng, size),
+        access.host_clear, twins.host_clear, random_words(rng, size if contents else 0), *some_frames(rng, size),
         frames, 0, frames.size, *codes_and_counts(frames.size),
     )  # fmt: skip
 
@@ -164,8 +172,8 @@ def test_the_host_copies_what_it_may_touch(seed, size, write, contents):
     buffer = rng.integers(0, 256, (frames.size, 4096)).astype(np.uint8)
     page_bytes = random_words(rng, size if contents else 0).view(np.uint8)
     code, _ = codes_and_counts(frames.size)
-    _, (_, _, _, copied, _, _, _, code) = agree(
-        access.host_copy, twins.host_copy, page_bytes, random_state(rng, size), frames, buffer, write, 0, frames.size,
+    _, (*_, copied, _, _, _, code) = agree(
+        access.host_copy, twins.host_copy, page_bytes, *some_frames(rng, size), frames, buffer, write, 0, frames.size,
         code,
     )  # fmt: skip
     untouched = np.flatnonzero(code != RC_DONE)

@@ -16,6 +16,7 @@ from .worlds import (
     agree,
     codes_and_counts,
     every_size,
+    no_tracking,
     random_frames,
     random_owner,
     random_state,
@@ -146,4 +147,7 @@ def test_unsharing_all_is_its_twin(seed, size):
     """Semantics 2.3, SET_UNSHARE_ALL: every shared page of the configuration, nobody else's."""
     rng = np.random.default_rng(seed)
     state = random_state(rng, size)
-    agree(sweep.unshare_all, twins.unshare_all, state, random_owner(rng, state), 2, 0, size, np.zeros(4, np.int64))
+    agree(
+        sweep.unshare_all, twins.unshare_all, state, random_owner(rng, state), np.zeros(size, np.uint32), no_tracking(),
+        2, 0, size, np.zeros(4, np.int64),
+    )  # fmt: skip

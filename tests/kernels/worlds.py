@@ -87,6 +87,11 @@ def random_words(rng, rows):
     return rng.integers(0, 2**64, (rows, PAGE_SIZE // 8), np.uint64)
 
 
+def no_tracking():
+    """A directory of configurations whose stores nobody notes."""
+    return np.zeros((SLOTS + 1) * DIR_WORDS, np.uint64)
+
+
 def random_frames(rng, size, count):
     """int64[count] frame numbers in any order, most of them several times; none in an empty machine."""
     return rng.integers(0, size, count) if size else np.empty(0, np.int64)

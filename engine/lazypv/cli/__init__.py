@@ -7,10 +7,15 @@ from typing import Annotated
 import typer
 
 from lazypv._version import __version__
+from lazypv.cli.ablate import ablate
 from lazypv.cli.bench import bench
+from lazypv.cli.defects import defects
 from lazypv.cli.explain import explain
 from lazypv.cli.explore import explore
+from lazypv.cli.key import key_app
 from lazypv.cli.reboot import reboot, shutdown
+from lazypv.cli.snapshot import snapshot_app
+from lazypv.cli.trace import check, trace
 
 app = typer.Typer(
     name="lazypv",
@@ -41,5 +46,11 @@ def _options(
 app.command()(reboot)
 app.command()(shutdown)
 app.command()(explore)
+app.command()(ablate)
+app.command()(defects)
+app.command()(trace)
+app.command()(check)
 app.command()(explain)
+app.add_typer(snapshot_app, name="snapshot")
+app.add_typer(key_app, name="key")
 app.command()(bench)

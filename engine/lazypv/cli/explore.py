@@ -21,6 +21,7 @@ class Strategy(StrEnum):
     EXHAUSTIVE = "exhaustive"
     RANDOM = "random"
     PCT = "pct"
+    SWARM = "swarm"
 
 
 def explore(
@@ -40,13 +41,23 @@ def explore(
     ),
     preemptions: Annotated[int, typer.Option(min=0, help="How often an actor is left that could go on.")] = 2,
     faults: Annotated[int, typer.Option(min=0, help="How many steps may fail in one run.")] = 0,
-    runs: Annotated[int, typer.Option(min=1, help="Random runs of each scenario.")] = 1000,
+    runs: Annotated[int, typer.Option(min=1, help="Random runs, shared among the scenarios.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of random orders.")] = 0,
+    finer: Annotated[
+        bool, typer.Option("--finer", help="A call on a page is two steps, with others in between.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
     capsule: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the first counterexample there.", show_default=False)
     ] = None,
     replay: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Run a written counterexample again.", show_default=False)
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:NAME", help="How guests end: your own teardown, not the series'.", show_default=False
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
@@ -60,23 +71,26 @@ def explore(
     from lazypv.explore.search import Bounds
     from lazypv.explore.switches import Switches
     from lazypv.files import check_writable
+    from lazypv.policy import load_policy
 
     if replay is not None:
-        _hand_out(Exploration.of_replay(Capsule.load(replay)), json)
+        _hand_out(Exploration.of_replay(Capsule.load(replay, policy)), json)
         return
     if capsule is not None:
         check_writable(capsule)
-    switches = Switches(preset, tuple(without or ()), tuple(with_defect or ()))
+    own = None if policy is None else load_policy(policy)
+    switches = Switches(preset, tuple(without or ()), tuple(with_defect or ()), own)
     with Progress() as progress:
         found = explore_all(
             scenario,
             switches,
-            Bounds(preemptions, faults),
+            Bounds(preemptions, faults, finer),
             pages=pages,
             strategy=strategy.value,
             runs=runs,
             seed=seed,
             progress=progress,
+            jobs=jobs,
         )
     if capsule is not None and found.capsules:
         found.capsules[0].save(capsule)

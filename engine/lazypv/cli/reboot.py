@@ -13,14 +13,15 @@ from lazypv.errors import EXIT_VIOLATION
 
 if TYPE_CHECKING:
     from lazypv.scenario.compare import Comparison
+    from lazypv.scenario.measure import Contender
 
 
-class Policy(StrEnum):
-    """Whose turn it is."""
-
-    EAGER = "eager"
-    LAZY = "lazy"
-    BOTH = "both"
+PRESETS: dict[str, tuple[Literal["eager", "lazy"], ...]] = {
+    "eager": ("eager",),
+    "lazy": ("lazy",),
+    "both": ("eager", "lazy"),
+}
+"""What the series does under names of policies."""
 
 
 class Pattern(StrEnum):
@@ -47,7 +48,15 @@ Memory = Annotated[
     ),
 ]
 Vcpus = Annotated[int, typer.Option(min=1, max=248, help="CPUs of the guest.")]
-Policies = Annotated[Policy, typer.Option(help="Destroy before the reboot, behind its back, or both in turn.")]
+Policies = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="POLICY",
+        help="eager: destroy before the reboot; lazy: behind its back; both in turn; or your own, FILE.py:NAME. Again"
+        " for more columns. [default: both]",
+        show_default=False,
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Cores of one bulk operation. [default: all]", show_default=False)
 ]
@@ -83,7 +92,7 @@ def _command(kind: Literal["reboot", "shutdown"]) -> Callable[..., None]:
         image: Image = None,
         memory: Memory = None,
         vcpus: Vcpus = 2,
-        policy: Policies = Policy.BOTH,
+        policy: Policies = None,
         threads: Threads = None,
         batch: Batch = 512,
         throttle: Throttle = None,
@@ -108,7 +117,7 @@ def _command(kind: Literal["reboot", "shutdown"]) -> Callable[..., None]:
             image=image,
             memory=memory,
             vcpus=vcpus,
-            policies=("eager", "lazy") if policy is Policy.BOTH else (policy.value,),
+            policies=_policies(policy or ["both"]),
             threads=threads,
             batch=batch,
             throttle=throttle,
@@ -125,6 +134,19 @@ def _command(kind: Literal["reboot", "shutdown"]) -> Callable[..., None]:
     command.__name__ = kind
     command.__doc__ = f"{_DOCUMENTATION[kind]}\n\n{_STATUS}"
     return command
+
+
+def _policies(names: list[str]) -> tuple[Contender, ...]:
+    """Whose turn it is, each once."""
+    from lazypv.policy import load_policy
+
+    chosen: dict[str, Contender] = {}
+    for name in names:
+        if name in PRESETS:
+            chosen |= {each: each for each in PRESETS[name]}
+        else:
+            chosen[name] = load_policy(name, besides=PRESETS)
+    return tuple(chosen.values())
 
 
 def _hand_out(comparison: Comparison, json: bool, save: Path | None, picture: Path | None) -> None:

@@ -73,6 +73,19 @@ class Signal:
         self._lock.acquire(blocking=False)
 
 
+def take_patiently(mutex: threading.Lock) -> None:
+    """Take `mutex` even if a person loses patience meanwhile; then say so."""
+    interruption: KeyboardInterrupt | None = None
+    while True:
+        try:
+            mutex.acquire()
+            break
+        except KeyboardInterrupt as error:
+            interruption = error
+    if interruption is not None:
+        raise interruption
+
+
 @dataclass(eq=False)
 class Actor:
     """A text being driven.

@@ -18,6 +18,8 @@ from lazypv.steps import Acquire, Alloc, Bulk, Call, Lock, Release, Spawn, Step,
 Fault = Callable[[Callable[[], Any]], Any]
 """Does a step, given as a function, in the way in which it fails; what the text is given."""
 Faults = Callable[[Step[Any]], list[tuple[str, Fault]]]
+LetGo = Callable[[], None]
+Claims = Callable[[Bulk[Any], int], LetGo | None]
 
 MOST_STEPS = 20_000
 """A run longer than this is taken to go on for ever."""
@@ -52,6 +54,8 @@ class Actor:
         How many pages of a pending bulk step are done.
     answers : list
         What they gave back.
+    claim : callable or None
+        The next page of it is claimed; how to let go of that.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Actor:
     answers: list[Any] = field(default_factory=list)
     holds: list[Lock] = field(default_factory=list)
     error: LazyPVError | None = None
+    claim: LetGo | None = None
 
     def __repr__(self) -> str:
         return self.name
@@ -73,11 +78,18 @@ class ExploringClock:
     ----------
     faults : callable
         ``faults(step)``: what may go wrong with a step, as a list of (name, how it is done then).
+
+    Attributes
+    ----------
+    claims : callable or None
+        ``claims(step, page)``: claim that page of a bulk step as a first half of doing it, and give back how to let go
+        of it; None if there is nothing to claim. Without it a page is one step.
     """
 
     def __init__(self, faults: Faults | None = None) -> None:
         self.actors: list[Actor] = []
         self.faults = faults
+        self.claims: Claims | None = None
         self.steps = 0
 
     def start(self, text: Text[Any], name: str) -> Actor:
@@ -130,6 +142,8 @@ class ExploringClock:
             return Taken(actor.name, describe(step) if step else "", (), fault, _short(answer))
         if page == step.pages:
             return Taken(actor.name, f"go on after {step.name}")
+        if actor.claim is not None:
+            return Taken(actor.name, f"claim for {step.name}", (int(step.columns[0][page]),))
         return Taken(actor.name, step.name, (int(step.columns[0][page]),), fault, _short(answer))
 
     def step(self, choice: Choice) -> Any:
@@ -142,13 +156,22 @@ class ExploringClock:
         self.steps += 1
         fault = self.faults_of(number)[which - 1][1] if which else None
         if type(step) is Bulk:
-            return self._page(actor, step, fault)
+            try:
+                return self._page(actor, step, fault)
+            except LazyPVError:
+                raise
+            except Exception as error:
+                _raised_in(actor.text, error)
+                raise
         perform = _PERFORM[type(step)]
         try:
             answer = fault(lambda: perform(self, actor, step)) if fault else perform(self, actor, step)
         except LazyPVError as error:
             self._resume(actor, None, error)
             return error
+        except Exception as error:
+            _raised_in(actor.text, error)
+            raise
         self._resume(actor, answer)
         return answer
 
@@ -162,6 +185,13 @@ class ExploringClock:
                 answer = type(answers[0]).merge(answers) if answers else step.operation(*step.columns)
             self._resume(actor, answer)
             return None
+        if actor.claim is not None:
+            actor.claim()
+            actor.claim = None
+        elif self.claims is not None and fault is None:
+            actor.claim = self.claims(step, at)
+            if actor.claim is not None:
+                return None
         actor.page = at + 1
         columns = [column[at : at + 1] for column in step.columns]
         answer = fault(lambda: step.operation(*columns)) if fault else step.operation(*columns)
@@ -190,7 +220,10 @@ class ExploringClock:
 
     def _resume(self, actor: Actor, value: Any, thrown: LazyPVError | None = None) -> None:
         try:
-            actor.pending = actor.text.send(value) if thrown is None else actor.text.throw(thrown)
+            step = actor.text.send(value) if thrown is None else actor.text.throw(thrown)
+            if type(step) not in _STEPS:
+                step = actor.text.throw(TypeError(f"{step!r} is not a step"))
+            actor.pending = step
         except StopIteration:
             actor.pending = None
         except LazyPVError as error:
@@ -207,6 +240,13 @@ _PERFORM: dict[type, Callable[[ExploringClock, Actor, Any], Any]] = {
     Touch: ExploringClock._pass,
     Wait: ExploringClock._pass,
 }
+_STEPS = frozenset({Bulk, *_PERFORM})
+
+
+def _raised_in(text: Text[Any], error: Exception) -> None:
+    """A step breaks down where it is awaited: so that its trace says in whose text."""
+    if getattr(text, "cr_frame", None) is not None:
+        text.throw(error)
 
 
 def _is_enabled(step: Step[Any] | None) -> bool:

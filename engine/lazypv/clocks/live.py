@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from lazypv.clocks.actors import Actor, Cancelled, Event, Fault, Hold, LongestHold
+from lazypv.clocks.actors import Actor, Cancelled, Event, Fault, Hold, LongestHold, take_patiently
+from lazypv.clocks.trace import Trace
 from lazypv.errors import DeadlockError, LazyPVError, MemoryShortageError, ModelError
 from lazypv.steps import Acquire, Alloc, Bulk, Call, Lock, Release, Spawn, Step, Text, Touch, Wait
 
@@ -30,12 +31,16 @@ class LiveClock:
     ----------
     timeline : list of Event or None
         Bulk steps and calls as they happened, while it is a list.
+    trace : Trace or None
+        Writes every step down; set before the first text is started.
     holds : dict of (str, str) to LongestHold
         The longest hold of each modelled lock by each actor, by their names.
     last_end : float
         When the last text that another text had spawned ended.
     faults : callable or None
         Asked before each step that may fail; gives a :class:`Fault` to give back instead, or None.
+    blame : callable or None
+        ``blame(where, error, text)``: what to report instead of a bug of the model, if it is somebody else's, or None.
     """
 
     def __init__(self) -> None:
@@ -47,9 +52,11 @@ class LiveClock:
         self._poison: LazyPVError | None = None
         self._began = time.perf_counter()
         self.timeline: list[Event] | None = None
+        self.trace: Trace | None = None
         self.holds: dict[tuple[str, str], LongestHold] = {}
         self.last_end = 0.0
         self.faults: Callable[[Step[Any]], Fault | None] | None = None
+        self.blame: Callable[[str, BaseException, Text[Any]], LazyPVError | None] | None = None
         self._perform: dict[type[Step[Any]], Callable[[Actor, Any], Any]] = {
             Touch: self._touch,
             Acquire: self._acquire,
@@ -170,7 +177,7 @@ class LiveClock:
             self._end()
         except BaseException as error:
             if not actor.unwinding:
-                self._broke_down(actor, "after", error)
+                self._broke_down(actor, text, "after", error)
             actor.error = self._poison
         finally:
             actor.done = True
@@ -179,6 +186,8 @@ class LiveClock:
                 self._ended.append(actor)
             if actor.unattended:
                 self.last_end = self.now()
+            if self.trace is not None:
+                self.trace.ended(actor)
             self._wake()
             self._look_for_deadlock()
             self._mutex.release()
@@ -211,23 +220,24 @@ class LiveClock:
                 thrown = error
             except BaseException as error:
                 actor.unwinding = True
-                self._broke_down(actor, "in", error)
+                self._broke_down(actor, text, "in", error)
                 thrown = error
 
     def _step(self, actor: Actor, step: Step[Any]) -> Any:
         perform = self._perform.get(type(step))
         if perform is None:
             raise TypeError(f"{step!r} is not a step")
-        return perform(actor, step)
+        return perform(actor, step) if self.trace is None else self.trace.take(self._mutex, actor, step, perform)
 
     def _end(self) -> None:
         self._ending = True
         for parked in self._parked:
             parked.signal.give()
 
-    def _broke_down(self, actor: Actor, where: str, error: BaseException) -> None:
+    def _broke_down(self, actor: Actor, text: Text[Any], where: str, error: BaseException) -> None:
         place = "before its first step" if actor.step is None else f"{where} {actor.step}"
-        broken = ModelError(f"{actor.name} broke down {place}: {error!r}")
+        blamed = self.blame(f"{actor.name}, {place}", error, text) if self.blame is not None else None
+        broken = blamed or ModelError(f"{actor.name} broke down {place}: {error!r}")
         broken.__cause__ = error
         self._poisoned(broken)
 
@@ -237,16 +247,7 @@ class LiveClock:
         self._end()
 
     def _take_mutex(self) -> None:
-        """Take the mutex even if a person loses patience meanwhile; then say so."""
-        interruption: KeyboardInterrupt | None = None
-        while True:
-            try:
-                self._mutex.acquire()
-                break
-            except KeyboardInterrupt as error:
-                interruption = error
-        if interruption is not None:
-            raise interruption
+        take_patiently(self._mutex)
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
@@ -307,9 +308,8 @@ class LiveClock:
         finally:
             self._take_mutex()
         if self.timeline is not None:
-            self.timeline.append(
-                Event(start, self.now(), actor.name, step.name, pages, answer.done, answer.noop, answer.refused)
-            )
+            counts = (answer.done, answer.noop, answer.refused)
+            self.timeline.append(Event(start, self.now(), actor.name, step.name, pages, *counts))
         return answer
 
     def _call(self, actor: Actor, step: Call[Any]) -> Any:

@@ -19,7 +19,7 @@ _SPELLINGS: Final = (
     (re.compile(r"(?:invariant|i) ?0*(\d+)"), "invariant {}"),
 )
 """What a reader may write, in lower case, and the id that it stands for."""
-_TOPICS: Final = "01 to 11, D1 to D31, 0x3c to 0x3f, 'invariant 1' to 'invariant 41'"
+_TOPICS: Final = "01 to 11, D1 to D31, 0x3c to 0x3f, 'invariant 1' to 'invariant 42'"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from lazypv._version import __version__
 from lazypv.clocks.explore import Choice
 from lazypv.errors import UsageError
 from lazypv.explore.faults import faults_for
+from lazypv.explore.run import Broken, Replayed
 from lazypv.explore.scenarios import scenario
-from lazypv.explore.search import Bounds, Broken, Explorer, Replayed
+from lazypv.explore.search import Bounds, Explorer
 from lazypv.explore.switches import Switches
 from lazypv.files import replaced_atomically
 
@@ -57,13 +58,13 @@ class Capsule:
             file.write(json.dumps(self.as_object(), indent=1).encode())
 
     @classmethod
-    def load(cls, path: Path) -> Capsule:
-        """Read one.
+    def load(cls, path: Path, policy: str | None = None) -> Capsule:
+        """Read one; `policy` says where the policy is that it was made with, if not where it was then.
 
         Raises
         ------
         UsageError
-            No capsule, or one of another version.
+            No capsule, or one of another version, or of a policy that is not there any more or has changed.
         """
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -74,7 +75,7 @@ class Capsule:
             return cls(
                 scenario=scenario(str(found["scenario"])).name,
                 pages=int(found["pages"]),
-                switches=Switches.from_object(found["switches"]),
+                switches=Switches.from_object(found["switches"], policy),
                 schedule=tuple(Choice(int(a), int(f)) for a, f, n in found["schedule"] for _ in range(int(n))),
                 fingerprint=str(found["fingerprint"]),
                 invariant=int(found["invariant"]),
@@ -91,9 +92,10 @@ class Capsule:
             The world of today does not come to the same end.
         """
         of = scenario(self.scenario)
-        world = of.build(self.switches.series(), self.pages)
-        faults = faults_for(world.machine.ultravisor)
-        run = Explorer(world, of.scene, Bounds(None, len(self.schedule)), faults).replay(self.schedule)
+        with self.switches.blamed():
+            world = of.build(self.switches.series(), self.pages, self.switches.policy)
+            faults = faults_for(world.machine.ultravisor)
+            run = Explorer(world, of.scene, Bounds(None, len(self.schedule)), faults).replay(self.schedule)
         if run.violation is None or run.violation.number != self.invariant or run.fingerprint != self.fingerprint:
             what = "no violation" if run.violation is None else f"invariant {run.violation.number}"
             raise UsageError(f"the capsule's schedule ends differently here: {what}, not invariant {self.invariant}")

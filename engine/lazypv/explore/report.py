@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lazypv.explore.capsule import Capsule
-from lazypv.explore.faults import faults_for
+from lazypv.explore.jobs import Job, in_pieces, share_out, work_here
+from lazypv.explore.run import Broken
+from lazypv.explore.sampling import Manner
 from lazypv.explore.scenarios import SCENARIOS, Scenario, scenario
-from lazypv.explore.search import Bounds, Broken, Explorer, Outcome
+from lazypv.explore.search import Bounds, Outcome
 from lazypv.explore.story import story
 
 if TYPE_CHECKING:
@@ -52,12 +54,12 @@ class Exploration:
         broken = Broken(run.violation, run.schedule, run.steps, run.fingerprint)
         return cls([], [(capsule.scenario, broken)], [capsule])
 
-    def add(self, of: Scenario, pages: int, bounds: Bounds, switches: Switches, outcome: Outcome) -> None:
+    def add(self, job: Job, outcome: Outcome) -> None:
         """One more scenario."""
-        self.explored.append(Explored(of.name, pages, bounds, outcome))
+        self.explored.append(Explored(job.name, job.pages, job.bounds, outcome))
         for broken in outcome.broken:
-            self.counterexamples.append((of.name, broken))
-            self.capsules.append(Capsule.of(of.name, pages, switches, broken))
+            self.counterexamples.append((job.name, broken))
+            self.capsules.append(Capsule.of(job.name, job.pages, job.switches, broken))
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
@@ -115,8 +117,17 @@ def explore_all(
     runs: int,
     seed: int,
     progress: ProgressReport,
+    jobs: int = 1,
 ) -> Exploration:
     """Explore one scenario, or all.
+
+    Parameters
+    ----------
+    strategy : str
+        ``"exhaustive"``, or a :class:`Manner` in which `runs` orders are drawn, shared among the scenarios; a swarm
+        draws the size of the guests too.
+    jobs : int
+        Processes that share the work.
 
     Raises
     ------
@@ -124,17 +135,32 @@ def explore_all(
         An unknown scenario, preset, patch or defect, or a combination that cannot be.
     """
     chosen = list(SCENARIOS.values()) if name == "all" else [scenario(name)]
-    series = switches.series()
-    progress.expect(len(chosen))
+    switches.series()
+    manner = None if strategy == "exhaustive" else Manner(strategy)
+    searches = [
+        Job(of.name, size, bounds, switches, manner)
+        for of in chosen
+        for size in _sizes(of, pages, every=manner is Manner.SWARM)
+    ]
+    share = -(-runs // len(searches))
+    searches = [replace(job, numbers=range(share), seed=f"{seed}/{job.name}/{job.pages}") for job in searches]
+    outcomes = {job.search: Outcome() for job in searches}
+    unfinished = {job.search: len(in_pieces(job)) for job in searches}
+    progress.expect(sum(unfinished.values()))
+    for job, outcome in work_here(searches) if jobs == 1 else share_out(searches, jobs):
+        outcomes[job.search].add(outcome)
+        if not outcome.left:
+            unfinished[job.search] -= 1
+            progress(job.name)
     found = Exploration()
-    for of in chosen:
-        progress(of.name)
-        size = of.shape.pages if pages is None else max(pages, of.shape.sync_below)
-        world = of.build(series, size)
-        explorer = Explorer(world, of.scene, bounds, faults_for(world.machine.ultravisor))
-        if strategy == "exhaustive":
-            outcome = explorer.exhaust()
-        else:
-            outcome = explorer.sample(runs, seed, priorities=strategy == "pct")
-        found.add(of, size, bounds, switches, outcome)
+    for job in searches:
+        outcome = outcomes[job.search]
+        outcome.exhausted = manner is None and not outcome.broken
+        found.add(job, outcome)
     return found
+
+
+def _sizes(of: Scenario, pages: int | None, *, every: bool) -> range:
+    """Pages of a guest: as many as asked for, but no fewer than lie below the limit; or `every` number up to that."""
+    most = of.shape.pages if pages is None else max(pages, of.shape.sync_below)
+    return range(max(2, of.shape.sync_below) if every else most, most + 1)

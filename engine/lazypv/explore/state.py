@@ -9,8 +9,10 @@ same digest whatever their addresses are, and it does that twenty times as fast 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
+import sys
 from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
@@ -23,6 +25,8 @@ import numpy as np
 _PLAIN = (int, float, str, bytes, bool, type(None), Enum, range, frozenset, type)
 _IGNORED_FIELDS = frozenset({"issued", "useless", "history", "directory"})
 """Statistics, which decide nothing, and the kernels' directory, whose addresses differ and whose rest is elsewhere."""
+_LIBRARIES = sys.stdlib_module_names | {"numpy", "numba", "llvmlite", "nacl", "_cffi_backend", "pyarrow"}
+"""Packages whose objects are no state of host, firmware or texts; everybody else's may be."""
 
 
 class Snapshot:
@@ -77,8 +81,8 @@ class Snapshot:
 
 
 def _fields(thing: Any) -> dict[str, Any] | None:
-    """Attributes of an object of ours; None for what has no state of its own."""
-    if not type(thing).__module__.startswith("lazypv"):
+    """Attributes of an object of ours, or of somebody's own policy; None for what has no state of its own."""
+    if type(thing).__module__.partition(".")[0] in _LIBRARIES:
         return None
     found = dict(getattr(thing, "__dict__", {}))
     for kind in type(thing).__mro__:
@@ -129,10 +133,10 @@ class Digester:
         self._pickler = Pickler
 
     def digest(self, things: Any) -> int:
-        """Hash of everything that can be reached from `things`; the same within this process."""
+        """Hash of everything that can be reached from `things`."""
         into = io.BytesIO()
         self._pickler(into, 5).dump(things)
-        return hash(into.getvalue())
+        return int.from_bytes(hashlib.sha256(into.getbuffer()).digest()[:8], "little")
 
     def _array(self, array: np.ndarray[Any, Any]) -> Recipe:
         return _NOTHING if array.nbytes >= self._storage_bytes else (Pickled, (array.tobytes(),))
@@ -146,6 +150,8 @@ class Digester:
             recipe = _scalar
         elif issubclass(kind, Enum):
             recipe = _member
+        elif issubclass(kind, tuple | list) and not issubclass(kind, self._opaque):
+            recipe = _items
         elif issubclass(kind, Counter) or issubclass(kind, self._opaque):
             recipe = _opaque
         else:
@@ -168,6 +174,11 @@ def _as_it_is(_kind: type) -> Any:
 
 def _opaque(_thing: Any) -> Recipe:
     return _NOTHING
+
+
+def _items(each: Any) -> Recipe:
+    """A named tuple, or another sequence with a name of its own."""
+    return (Pickled, (type(each).__qualname__, len(each)), tuple(each))
 
 
 def _scalar(value: Any) -> Recipe:

@@ -1,21 +1,30 @@
-"""Which series is explored: a preset, less some patches, with some defects."""
+"""Which series is explored: a preset, less some patches, with some defects, or with somebody's own teardown policy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lazypv.errors import UsageError
+from lazypv.policy import LoadedPolicy, load_policy
 from lazypv.series import PRESETS, Series
 
 
 @dataclass(frozen=True)
 class Switches:
-    """A choice of switches as a person makes it."""
+    """A choice of switches as a person makes it.
+
+    Attributes
+    ----------
+    policy : LoadedPolicy or None
+        How guests end, if not in the series' way.
+    """
 
     preset: str = "repaired"
     without: tuple[str, ...] = ()
     defects: tuple[str, ...] = ()
+    policy: LoadedPolicy | None = None
 
     def series(self) -> Series:
         """The series.
@@ -29,11 +38,33 @@ class Switches:
             raise UsageError(f"{self.preset!r} is not a preset: choose one of {', '.join(PRESETS)}")
         return PRESETS[self.preset].without(*self.without).with_defects(*self.defects)
 
+    def blamed(self) -> AbstractContextManager[None]:
+        """Within this, whatever a policy of somebody's own breaks down with is reported as its error."""
+        return nullcontext() if self.policy is None else self.policy.blamed()
+
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
-        return {"preset": self.preset, "without": list(self.without), "defects": list(self.defects)}
+        policy = None if self.policy is None else {"name": self.policy.spelling, "source": self.policy.source}
+        return {
+            "preset": self.preset,
+            "without": list(self.without),
+            "defects": list(self.defects),
+            "policy": policy,
+        }
 
     @classmethod
-    def from_object(cls, found: dict[str, Any]) -> Switches:
-        """From JSON."""
-        return cls(str(found["preset"]), tuple(found["without"]), tuple(found["defects"]))
+    def from_object(cls, found: dict[str, Any], policy: str | None = None) -> Switches:
+        """From JSON; `policy` says where the policy is now, if not where it was.
+
+        Raises
+        ------
+        UsageError
+            The policy is not there, or its source is another one: then it is not run.
+        """
+        chosen = cls(str(found["preset"]), tuple(found["without"]), tuple(found["defects"]))
+        recorded = found.get("policy")
+        if recorded is None:
+            if policy is not None:
+                raise UsageError(f"policy {policy}: the series' own way was explored, no other policy")
+            return chosen
+        return replace(chosen, policy=load_policy(policy or str(recorded["name"]), str(recorded["source"])))

@@ -12,26 +12,37 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lazypv.clocks.explore import Taken
+from lazypv.clocks.explore import LetGo, Taken
 from lazypv.clocks.live import LiveClock
 from lazypv.errors import ModelError
 from lazypv.explore.state import Digester, Snapshot
 from lazypv.guest import GuestRun
 from lazypv.hardware import Machine
 from lazypv.host import kvm
+from lazypv.host.faults import ProcessKilledError
 from lazypv.host.host import Host
 from lazypv.host.kvm import StorageSizes
 from lazypv.host.run import access
 from lazypv.host.vm import Process, Vm
-from lazypv.invariants import Remains, Violation, check_frames, check_structures, search_remains
+from lazypv.invariants import (
+    Remains,
+    Throughout,
+    Violation,
+    check_frames,
+    check_structures,
+    check_wound_up,
+    search_remains,
+)
 from lazypv.invariants.accounts import owned_below
-from lazypv.invariants.whole import content_hashes, firmware_state, frames_state, is_known, step_check
+from lazypv.invariants.whole import content_hashes, firmware_state, frames_state, is_known
 from lazypv.machine import AbsoluteStorage
+from lazypv.policy import LoadedPolicy
 from lazypv.scenario.boot import BootImage, GuestStartError, load_boot_image, protect
 from lazypv.series import Series
 from lazypv.sizes import PAGE_SIZE
-from lazypv.steps import Text, Wait
+from lazypv.steps import Bulk, Text, Wait
 from lazypv.ultravisor import Ultravisor
 from lazypv_kernels.access import LOAD, hash_words
 from lazypv_kernels.workers import Workers
@@ -78,7 +89,13 @@ class World:
         A step of this run has failed: what falls back to the slow way, or gives up cleanly, is no violation.
     """
 
-    def __init__(self, shape: Shape, series: Series, guests_per_process: tuple[int, ...] = (1,)) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        series: Series,
+        guests_per_process: tuple[int, ...] = (1,),
+        policy: LoadedPolicy | None = None,
+    ) -> None:
         self.shape = shape
         self.series = series
         self.machine = Machine(
@@ -96,12 +113,14 @@ class World:
             batch=shape.batch,
             node_capacity=NODE_CAPACITY,
             storage_sizes=SIZES,
+            policy=None if policy is None else policy.make(),
         )
         self.processes: list[Process] = []
         self.vms: list[Vm] = []
         self.runs: dict[int, GuestRun] = {}
         self.old_stamps: list[int] = []
         self.first_handles: list[int] = []
+        self.written: list[NDArray[np.uint64]] = []
         for guests in guests_per_process:
             process = self.host.create_process(private=PAGE_SIZE, shared_file=PAGE_SIZE, special=0)
             self.processes.append(process)
@@ -114,7 +133,7 @@ class World:
         self._snapshot: Snapshot | None = None
         opaque = (World, Machine, Ultravisor, AbsoluteStorage, Workers, Series, StorageSizes)
         self._digester = Digester(opaque, self.machine.size)
-        self._broken_by_a_step = step_check(self.host)
+        self._throughout = Throughout(self.host)
 
     # --- building ------------------------------------------------------------------------------------------------
 
@@ -126,6 +145,9 @@ class World:
         pages = np.arange(1, self.shape.pages)
         clock.run(run.write(0, [pages]))
         clock.run(run.share(0, pages[-1:]))
+        hashes = np.zeros(self.shape.pages, np.uint64)
+        clock.run(access(vm, 0, np.arange(self.shape.pages), LOAD, hashes))
+        self.written.append(hashes)
         self.old_stamps.append(run.stamp)
         self.first_handles.append(vm.kvm.pv.handle)
 
@@ -145,6 +167,7 @@ class World:
         if self._snapshot is None:
             raise ModelError("the world was never taken down")
         self._snapshot.restore()
+        self._throughout.begin()
         self.found = []
         self.made = len(self.first_handles)
         self.faulted = False
@@ -164,9 +187,31 @@ class World:
             if int(value) != _ZERO_HASH:
                 self.found.append(Violation(31, f"guest page {page} did not read as zero"))
 
+    async def keeps(self, vm: Vm, pages: list[int]) -> None:
+        """The guest, still in its first run, reads pages: they hold what it last wrote (invariant 31)."""
+        hashes = np.zeros(len(pages), np.uint64)
+        await access(vm, 0, np.array(pages), LOAD, hashes)
+        written = self.written[self.vms.index(vm)]
+        lost = [page for page, found in zip(pages, hashes, strict=True) if found != written[page]]
+        if lost:
+            self.found.append(Violation(31, f"guest pages {lost} do not hold what the guest last wrote"))
+
     async def touches(self, vm: Vm, pages: list[int]) -> None:
         """The guest reads pages, whatever is in them."""
         await access(vm, 0, np.array(pages), LOAD, np.zeros(len(pages), np.uint64))
+
+    async def touches_what_may_be_gone(self, vm: Vm, page: int) -> None:
+        """The guest reads a page that is perhaps not its memory any more; then it is stopped (invariants 35, 42)."""
+        at = np.array([page])
+        gone = not vm.is_backed(at)[0]
+        destroyed = self.host.ledger.pages["destroyed_on_fault"]
+        try:
+            await self.touches(vm, [page])
+        except ProcessKilledError as error:
+            if error.signal != "SIGSEGV" or vm.is_backed(at)[0]:
+                raise
+        if gone and self.host.ledger.pages["destroyed_on_fault"] > destroyed:
+            self.found.append(Violation(42, f"guest page {page} was cleaned for a guest that has no memory there"))
 
     async def disable(self, vm: Vm) -> None:
         """KVM_PV_DISABLE, and what has to hold when it returns (invariants 22, 38)."""
@@ -190,11 +235,23 @@ class World:
         """Wait until no background thread is left."""
         await Wait(lambda: self.host.threads == 0, "background threads to end")
 
+    def claim(self, step: Bulk[Any], at: int) -> LetGo | None:
+        """Claim the frame that page `at` of a step is about, as its call does first; None if there is none to claim."""
+        if not step.uvc:
+            return None
+        page = int(step.columns[0][at])
+        frame = page if step.frame_of is None else step.frame_of(page)
+        return None if frame < 0 else self.machine.ultravisor.begin(frame)
+
     # --- looking -------------------------------------------------------------------------------------------------
 
     def look(self) -> Violation | None:
-        """After a step: what no step may break."""
-        return self._broken_by_a_step() or (self.found[0] if self.found else None)
+        """After a step: what no step may break, as far as its inputs have changed."""
+        return self._throughout.look() or (self.found[0] if self.found else None)
+
+    def look_at_all(self) -> Violation | None:
+        """After a step: all that no step may break."""
+        return self._throughout.look_at_all() or (self.found[0] if self.found else None)
 
     def look_at_the_end(self) -> Violation | None:
         """When nothing runs any more: everything."""
@@ -205,6 +262,17 @@ class World:
             if gone:
                 remains = Remains.of(gone, np.empty(0, np.uint64))
                 found = search_remains(self.machine, remains, leaked=bool(self.host.ledger.leaks or self.host.leaked))
+        return found[0] if found else None
+
+    async def wind_up(self) -> None:
+        """Every process of the world ends, and what runs in the background comes to its end."""
+        for process in self.host.processes:
+            await process.exit()
+        await self.drained()
+
+    def look_when_wound_up(self) -> Violation | None:
+        """When everybody has left: all is destroyed and free, or accounted for."""
+        found = [*check_frames(self.host), *check_wound_up(self.host)]
         return found[0] if found else None
 
     def digest(self, texts: list[Any]) -> int:

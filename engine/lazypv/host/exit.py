@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lazypv.errors import ModelError
+from lazypv.errors import LifetimeError
 from lazypv.steps import Alloc, Bulk, Touch
 from lazypv.ultravisor import BulkAnswer
 from lazypv_kernels.layout import RC_DONE, RC_DTYPE
@@ -65,7 +65,7 @@ async def _drop_user(mm: Mm) -> bool:
     await Touch(mm, "mm_users", write=True)
     mm.users -= 1
     if mm.users < 0:
-        raise ModelError("mm_users was dropped below zero")
+        raise LifetimeError(25, "mm_users was dropped below zero")
     return mm.users == 0
 
 
@@ -75,23 +75,21 @@ async def exit_mmap(host: Host, mm: Mm) -> None:
     Whether pages may be set aside at all cannot change any more: `pv_sync_destroy` is set by users, and none is left.
     """
     await Touch(mm, "pv_sync_destroy")
-    may_set_aside = host.series.lazy_shutdown and not mm.pv_sync_destroy
     for vma in mm.vmas:
         at = 0
         while at < vma.pte.size:
             if await mm.read_protected() == 0:
                 frames, at = mm.unmap(vma, at, vma.pte.size, EXPORT_BATCH)
                 host.machine.frames.put(frames)
-            elif may_set_aside:
-                at = await _set_aside(host, mm, vma, at)
             else:
-                at = await _export_unmapped(host, mm, vma, at, EXPORT_BATCH)
+                at = await host.teardown.unmapped(host, mm, vma, at)
     for gmap in mm.gmaps:
-        gmap.unlink(host.ledger)
+        async with gmap.guest_table_lock.exclusive():
+            gmap.unlink(host.ledger)
     mm.torn_down = True
 
 
-async def _export_unmapped(host: Host, mm: Mm, vma: Vma, at: int, limit: int) -> int:
+async def export_unmapped(host: Host, mm: Mm, vma: Vma, at: int, limit: int = EXPORT_BATCH) -> int:
     """Take the next pages of `vma` out, at most `limit`, and export them; where to go on."""
     frames, at = mm.unmap(vma, at, vma.pte.size, limit)
     if frames.size:
@@ -99,7 +97,7 @@ async def _export_unmapped(host: Host, mm: Mm, vma: Vma, at: int, limit: int) ->
     return at
 
 
-async def _set_aside(host: Host, mm: Mm, vma: Vma, at: int) -> int:
+async def set_aside(host: Host, mm: Mm, vma: Vma, at: int) -> int:
     """Take the next pages of `vma` out and write them down; where to go on.
 
     One node's worth with one hold of the list. When there is no room one page is exported, and a page allocated to be
@@ -107,11 +105,11 @@ async def _set_aside(host: Host, mm: Mm, vma: Vma, at: int) -> int:
     """
     aside = mm.set_aside
     async with aside.held():
-        if mm.to_drain or not knows_who_drains(host):
+        if not knows_who_drains(host) or mm.to_drain:
             if not aside.room and host.nodes_at_once > 1:
                 return await _fill_new_nodes(host, mm, vma, at)
             if not aside.room:
-                at = await _export_unmapped(host, mm, vma, at, 1)
+                at = await export_unmapped(host, mm, vma, at, 1)
                 fresh = await Alloc("list node", aside.new_node)
                 if fresh is None:
                     return at
@@ -121,7 +119,7 @@ async def _set_aside(host: Host, mm: Mm, vma: Vma, at: int) -> int:
             if frames.size:
                 await Bulk("set aside", lambda part: _write_down(node, part), frames)
             return at
-    return await _export_unmapped(host, mm, vma, at, EXPORT_BATCH)
+    return await export_unmapped(host, mm, vma, at)
 
 
 async def _fill_new_nodes(host: Host, mm: Mm, vma: Vma, at: int) -> int:

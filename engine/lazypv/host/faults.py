@@ -1,4 +1,4 @@
-"""Exceptions that the host takes while a guest runs: 0x11, 0x3d, 0x3e, 0x3f.
+"""Exceptions that the host takes while a guest runs: 0x04, 0x11, 0x3d, 0x3e, 0x3f.
 
 Each handler gets the guest pages at which one kind of exception happened, does what the field's handler does for each,
 and returns; the guest then repeats its instruction. A handler that cannot help ends the process with a signal.
@@ -14,18 +14,19 @@ import numpy as np
 
 from lazypv.errors import LazyPVError, MemoryShortageError
 from lazypv.host.secure_pages import FREEZE_FAILED
-from lazypv.steps import Alloc
+from lazypv.steps import Alloc, Bulk, Wait
 from lazypv.ultravisor.interface import (
     CONV_TO_RC_NOT_MAPPED,
     ICPT_PV_NOTIFICATION,
     ICPT_VALIDITY,
     PGM_NON_SECURE_STORAGE_ACCESS,
     PGM_PAGE_TRANSLATION,
+    PGM_PROTECTION,
     PGM_SECURE_STORAGE_ACCESS,
     PGM_SECURE_STORAGE_VIOLATION,
 )
 from lazypv_kernels import references
-from lazypv_kernels.layout import RC_DONE
+from lazypv_kernels.layout import RC_BUSY, RC_DONE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,17 +40,24 @@ if TYPE_CHECKING:
 
 
 class ProcessKilledError(LazyPVError):
-    """The process of a guest was ended by a signal; says which page and why."""
+    """The process of a guest was ended by a signal; says which page and why.
+
+    Attributes
+    ----------
+    rc : int
+        The answer of the Ultravisor that left no other way, 0 if there was none.
+    """
 
     exit_status = 3
 
-    def __init__(self, signal: str, why: str) -> None:
+    def __init__(self, signal: str, why: str, rc: int = 0) -> None:
         super().__init__(f"{signal}: {why}")
         self.signal = signal
+        self.rc = rc
 
 
-def _killed(code: int, page: int, why: str) -> ProcessKilledError:
-    return ProcessKilledError("SIGSEGV", f"exception {code:#04x} at guest page {page:#x}: {why}")
+def _killed(code: int, page: int, why: str, rc: int = 0) -> ProcessKilledError:
+    return ProcessKilledError("SIGSEGV", f"exception {code:#04x} at guest page {page:#x}: {why}", rc)
 
 
 async def page_fault(vm: Vm, pages: Pages) -> None:
@@ -105,15 +113,36 @@ async def guest_access(vm: Vm, pages: Pages) -> None:
         code = await kernel.make_accessible(frames)
         kernel.frames.put(frames)
     if np.any(code != RC_DONE):
-        bad = int(found[code != RC_DONE][0])
-        raise _killed(PGM_SECURE_STORAGE_ACCESS, bad, "the page could not be made accessible")
+        bad = int(np.flatnonzero(code != RC_DONE)[0])
+        why = "the page could not be made accessible"
+        raise _killed(PGM_SECURE_STORAGE_ACCESS, int(found[bad]), why, int(code[bad]))
 
 
 async def non_secure(vm: Vm, pages: Pages) -> None:
     """Non-secure storage access (0x3e) of a protected guest: import the page."""
     handle = vm.gmap.guest_handle
     ultravisor = vm.host.machine.ultravisor
-    await import_pages(vm, pages, lambda part: ultravisor.import_pages(handle, part), PGM_NON_SECURE_STORAGE_ACCESS)
+    pager = vm.pager
+    if pager is None:
+        await import_pages(vm, pages, lambda part: ultravisor.import_pages(handle, part), PGM_NON_SECURE_STORAGE_ACCESS)
+        return
+    try:
+        await import_pages(vm, pages, pager.import_pages, PGM_NON_SECURE_STORAGE_ACCESS)
+    except ProcessKilledError:
+        if pager.problem is not None:
+            raise pager.problem from None
+        raise
+
+
+async def protection(vm: Vm, pages: Pages) -> None:
+    """A store to pages that a snapshot has still to save (0x04): copied aside first; where there is no room, wait."""
+    ultravisor, handle = vm.host.machine.ultravisor, vm.gmap.guest_handle
+    todo = _once(pages)
+    while todo.size:
+        code: NDArray[np.uint16] = await Bulk("copy aside", lambda part: ultravisor.copy_aside(handle, part), todo)
+        todo = todo[code == RC_BUSY]
+        if todo.size:
+            await Wait(lambda: ultravisor.has_room_aside(handle), "room for copies of pages", outside=True)
 
 
 async def import_pages(vm: Vm, pages: Pages, call: Callable[[Pages], object], code: int) -> None:
@@ -127,7 +156,7 @@ async def import_pages(vm: Vm, pages: Pages, call: Callable[[Pages], object], co
         refused = (rc != RC_DONE) & (rc != CONV_TO_RC_NOT_MAPPED) & (rc != FREEZE_FAILED)
         if refused.any():
             at = int(np.flatnonzero(refused)[0])
-            raise _killed(code, int(todo[at]), f"the import was refused with rc {int(rc[at]):#06x}")
+            raise _killed(code, int(todo[at]), f"the import was refused with rc {int(rc[at]):#06x}", int(rc[at]))
         absent = todo[rc == CONV_TO_RC_NOT_MAPPED]
         if absent.size:
             await page_fault(vm, absent)
@@ -154,8 +183,9 @@ async def violation(vm: Vm, pages: Pages) -> None:
         code = await kernel.destroy_or_export(frames)
         kernel.frames.put(frames)
     if np.any(code != RC_DONE):
-        bad = int(found[code != RC_DONE][0])
-        raise _killed(PGM_SECURE_STORAGE_VIOLATION, bad, "the page could be neither destroyed nor exported")
+        bad = int(np.flatnonzero(code != RC_DONE)[0])
+        why = "the page could be neither destroyed nor exported"
+        raise _killed(PGM_SECURE_STORAGE_VIOLATION, int(found[bad]), why, int(code[bad]))
 
 
 async def notification(vm: Vm, pages: Pages) -> None:
@@ -187,6 +217,7 @@ def _look_up(kernel: SecurePages, vm: Vm, pages: Pages) -> tuple[Pages, NDArray[
 
 
 HANDLERS: dict[int, Callable[[Vm, Pages], Awaitable[None]]] = {
+    PGM_PROTECTION: protection,
     PGM_PAGE_TRANSLATION: page_fault,
     PGM_SECURE_STORAGE_ACCESS: guest_access,
     PGM_NON_SECURE_STORAGE_ACCESS: non_secure,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from lazypv.errors import LifetimeError
 from lazypv.sizes import PAGE_SIZE
 from lazypv.steps import Alloc, Lock
 
@@ -162,8 +163,10 @@ class Gmap:
 
     def free_table(self, table: CrstTable) -> None:
         """Give a table's pages back to the allocator."""
-        self.machine.frames.put(table.frames)
+        if table.freed:
+            raise LifetimeError(17, f"the table at {table.origin:#x} was freed twice")
         table.freed = True
+        self.machine.frames.put(table.frames)
 
     def unlink(self, ledger: Ledger) -> None:
         """The process's page tables go: whatever pointed to them is cleared, through the map from host to guest."""

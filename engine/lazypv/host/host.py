@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from lazypv.errors import UsageError
+from lazypv.errors import LifetimeError, UsageError
 from lazypv.host.gmap import CRST_ALLOC_PAGES
 from lazypv.host.kvm import Protected, StorageSizes
 from lazypv.host.ledger import Ledger
+from lazypv.host.policy import Guarded, Record, TeardownPolicy
 from lazypv.host.secure_pages import SecurePages
 from lazypv.host.set_aside import PV_MAX_LAZY_COUNT
-from lazypv.host.teardown import Deferred, SeriesTeardown
+from lazypv.host.teardown import SeriesTeardown
 from lazypv.host.vm import Process, Vm
 from lazypv.host.walk import LIVE_BATCH, Throttle
 from lazypv.series import Series
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from lazypv.hardware import Machine
     from lazypv.host.mm import Mm
     from lazypv.ultravisor import Answer
+
+R = TypeVar("R", bound=Record)
 
 SYNC_BELOW = "2GiB"
 PRIVATE_SIZE = "32MiB"
@@ -51,6 +54,13 @@ class Host:
         Frame numbers on one page of the set-aside list.
     nodes_at_once : int
         Nodes that are filled with one hold of the list.
+    policy : TeardownPolicy
+        How protected guests end; the series' way, unless said otherwise.
+
+    Raises
+    ------
+    UsageError
+        A batch of no pages, or `policy` is none.
     """
 
     def __init__(
@@ -65,6 +75,7 @@ class Host:
         node_capacity: int = PV_MAX_LAZY_COUNT,
         nodes_at_once: int = 1,
         storage_sizes: StorageSizes | None = None,
+        policy: TeardownPolicy | None = None,
     ) -> None:
         if batch < 1:
             raise UsageError(f"a batch of {batch} pages is refused: it has to be 1 or more")
@@ -79,10 +90,10 @@ class Host:
         self.storage_sizes = storage_sizes or StorageSizes()
         self.ledger = Ledger()
         self.pages = SecurePages(machine, self.series, self.ledger)
-        self.teardown = SeriesTeardown()
+        self.teardown: TeardownPolicy = SeriesTeardown() if policy is None else Guarded(policy)
         self.processes: list[Process] = []
         self.threads = 0
-        self.records: list[Deferred] = []
+        self.records: list[Record] = []
         self.configurations: dict[int, Mm] = {}
         self.leaked: dict[int, tuple[Mm, Protected, Answer]] = {}
         self.put_off_pages = 0
@@ -125,13 +136,15 @@ class Host:
         self.ledger.leak("storage of a configuration that was not destroyed", pv.base)
         self.ledger.leak("storage of a configuration that was not destroyed", pv.variable)
 
-    def recorded(self, record: Deferred) -> Deferred:
+    def recorded(self, record: R) -> R:
         """Memory for a record was had."""
         self.records.append(record)
         return record
 
-    def discarded(self, record: Deferred) -> None:
+    def discarded(self, record: Record) -> None:
         """It was given back (D27)."""
+        if record not in self.records:
+            raise LifetimeError(25, "a record was given back twice")
         self.records.remove(record)
 
     def put_off(self, pv: Protected) -> None:

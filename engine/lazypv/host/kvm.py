@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lazypv.host.uvc import uv_call
 from lazypv.sizes import PAGE_SIZE
-from lazypv.steps import Alloc, Call, Lock
+from lazypv.steps import Alloc, Lock
 from lazypv.ultravisor import Answer
 from lazypv.ultravisor.interface import (
     UVC_CC_ERROR,
@@ -125,9 +126,7 @@ async def enable(vm: Vm) -> Result:
                 if await destroy_cpus(vm) is None:
                     await host.teardown.reset(vm)
                 return Result(EIO if answer.rc else ENOMEM, answer.rc, answer.rrc)
-        if host.sync_only:
-            async with vm.mm.mmap_lock.exclusive():
-                vm.mm.pv_sync_destroy = True
+        await host.teardown.enabled(vm)
         return result
 
 
@@ -143,7 +142,7 @@ async def _create_configuration(vm: Vm) -> Result:
         frames.put(base)
         return Result(ENOMEM, 0, 0)
     gmap = vm.gmap
-    answer: Answer = await Call(
+    answer = await uv_call(
         "CREATE_SEC_CONF",
         lambda: host.machine.ultravisor.create_sec_conf(
             np.concatenate([base, variable]), vm.guest_pages, gmap.asce, gmap.table.frames, gmap.pte
@@ -176,7 +175,7 @@ async def _create_cpu(vm: Vm, vcpu: Vcpu) -> Answer:
         if storage is not None:
             frames.put(storage)
         return Answer(UVC_CC_ERROR, 0)
-    answer: Answer = await Call(
+    answer = await uv_call(
         "CREATE_SEC_CPU",
         lambda: vm.host.machine.ultravisor.create_sec_cpu(vm.kvm.pv.handle, vcpu.number, storage),
         vcpu,
@@ -203,7 +202,7 @@ async def destroy_cpus(vm: Vm, *, closing: bool = False) -> Answer | None:
                 frames.put(vcpu.stale_sida)
             continue
         destroy = partial(vm.host.machine.ultravisor.destroy_sec_cpu, vcpu.handle)
-        answer: Answer = await Call("DESTROY_SEC_CPU", destroy, vcpu)
+        answer = await uv_call("DESTROY_SEC_CPU", destroy, vcpu)
         if answer.ok and vcpu.storage is not None:
             frames.put(vcpu.storage)
         elif vcpu.storage is not None:
@@ -253,7 +252,7 @@ async def close_vm(vm: Vm) -> Result:
 
 async def set_parameters(vm: Vm, header: ImageHeader) -> Result:
     """KVM_PV_SET_SEC_PARMS."""
-    answer: Answer = await Call(
+    answer = await uv_call(
         "SET_SEC_CONF_PARAMS",
         lambda: vm.host.machine.ultravisor.set_sec_conf_params(vm.kvm.pv.handle, header),
         vm,
@@ -264,7 +263,7 @@ async def set_parameters(vm: Vm, header: ImageHeader) -> Result:
 
 async def verify(vm: Vm) -> Result:
     """KVM_PV_VERIFY."""
-    answer: Answer = await Call("VERIFY_IMG", lambda: vm.host.machine.ultravisor.verify_img(vm.kvm.pv.handle), vm)
+    answer = await uv_call("VERIFY_IMG", lambda: vm.host.machine.ultravisor.verify_img(vm.kvm.pv.handle), vm)
     return Result(0 if answer.ok else EINVAL, answer.rc, answer.rrc)
 
 
@@ -272,7 +271,7 @@ async def start_cpus(vm: Vm) -> Result:
     """CPU_SET_STATE operating-load for every CPU."""
     for vcpu in vm.kvm.vcpus:
         load = partial(vm.host.machine.ultravisor.cpu_set_state, vcpu.handle, True)
-        answer: Answer = await Call("CPU_SET_STATE", load, vcpu)
+        answer = await uv_call("CPU_SET_STATE", load, vcpu)
         if not answer.ok:
             return Result(EINVAL, answer.rc, answer.rrc)
     return Result(0, 1, 0)

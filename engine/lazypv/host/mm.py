@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lazypv.errors import ModelError
+from lazypv.errors import LifetimeError
 from lazypv.host.set_aside import SetAsideList
 from lazypv.steps import Call, Lock, Touch
 from lazypv_kernels import references
@@ -183,7 +183,7 @@ class Mm:
     def _must_live(self) -> None:
         """Invariant 24: who looks at an address space holds a reference to it (D2, D3)."""
         if self.freed:
-            raise ModelError("an address space was used after its last reference had gone (invariant 24)")
+            raise LifetimeError(24, "an address space was used after its last reference had gone")
 
     async def gather(self, at: int, end: int, limit: int) -> tuple[NDArray[np.int64], int]:
         """Frames mapped in ``[at, end)``, at most `limit`, one reference each; and where to go on.

@@ -73,16 +73,18 @@ class SecurePages:
 
     async def destroy_kept(self, frames: Frames, account: str) -> BulkAnswer:
         """Destroy `frames` and clear the mark of each that was; references are dropped where that succeeded."""
-        answer = await self._until_answered("destroy set-aside pages", self._destroy_and_put_if_done, frames)
+        answer = await self._until_answered(
+            "destroy set-aside pages",
+            lambda part: self._settle_and_put_if_done(self.ultravisor.destroy_pages, part),
+            frames,
+        )
         self.ledger.add(account, answer.done)
         return answer
 
-    def _destroy_and_put_if_done(self, frames: Frames) -> BulkAnswer:
-        answer = self._call_and_settle(self.ultravisor.destroy_pages, frames, drop=False)
-        if answer.all_done:
-            self.frames.put(frames)
-        else:
-            self.frames.put(frames[answer.rc == RC_DONE])
+    def _settle_and_put_if_done(self, call: Callable[[Frames], BulkAnswer], frames: Frames) -> BulkAnswer:
+        answer = call(frames)
+        done = frames if answer.all_done else frames[answer.rc == RC_DONE]
+        self.frames.settle(done, answer.rc[answer.rc == RC_DONE], clear_mark=self.series.clear_marks, drop=True)
         return answer
 
     async def destroy_or_export(self, frames: Frames) -> Codes:
@@ -105,12 +107,18 @@ class SecurePages:
         return answer.rc
 
     async def export_and_put(self, frames: Frames) -> None:
-        """Export `frames` at unmapping, and drop their mapping references whatever the answer was."""
-        await self._until_answered(
+        """Export `frames` at unmapping, and drop their mapping references.
+
+        A page that is refused keeps its reference and counts as leaked: it is still secure, and the allocator must
+        never get it (invariant 1).
+        """
+        answer = await self._until_answered(
             "export unmapped pages",
-            lambda part: self._call_and_settle(self.ultravisor.export_pages, part, drop=True),
+            lambda part: self._settle_and_put_if_done(self.ultravisor.export_pages, part),
             frames,
         )
+        if answer.refused:
+            self.ledger.leak("page that could not be exported", frames[answer.rc != RC_DONE])
 
     def _call_and_settle(self, call: Callable[[Frames], BulkAnswer], frames: Frames, drop: bool) -> BulkAnswer:
         """Issue `call`; then, page by page, clear the mark on success only (patch 02) and drop the reference."""
@@ -168,7 +176,9 @@ class SecurePages:
             def secure(part: NDArray[np.int64]) -> BulkAnswer:
                 return self._freeze_and_call(gmap, part, call, first)
 
-            answer = await self._until_answered("make secure", secure, pages)
+            answer = await self._until_answered(
+                "make secure", secure, pages, frame_of=lambda page: int(gmap.pte[page]) - 1
+            )
         return answer.rc
 
     async def must_export_first(self, gmap: Gmap) -> bool:
@@ -188,7 +198,13 @@ class SecurePages:
         present = np.flatnonzero(entry != NO_FRAME)
         frames = entry[present].astype(np.int64) - 1
         if frames.size and export_first:
-            self.ledger.add("exported_before_import", self.ultravisor.export_pages(frames).done)
+            exported = self.ultravisor.export_pages(frames)
+            self.ledger.add("exported_before_import", exported.done)
+            if exported.busy:
+                # Imported without it, the page would be refused as somebody else's (invariant 36).
+                busy = exported.rc == RC_BUSY
+                rc[present[busy]] = RC_BUSY
+                present, frames = present[~busy], frames[~busy]
         expected = np.ones(frames.size, np.uint8)
         frozen, count = self.frames.freeze(frames, expected)
         code = np.full(frames.size, FREEZE_FAILED, RC_DTYPE)
@@ -225,13 +241,19 @@ class SecurePages:
         return answer.rc
 
     async def _until_answered(
-        self, name: str, operation: Callable[[Frames], BulkAnswer], column: NDArray[np.int64], *, uvc: bool = True
+        self,
+        name: str,
+        operation: Callable[[Frames], BulkAnswer],
+        column: NDArray[np.int64],
+        *,
+        uvc: bool = True,
+        frame_of: Callable[[int], int] | None = None,
     ) -> BulkAnswer:
         """Issue a bulk step, and again for the busy pages only, until each has its answer (invariant 36)."""
-        answer: BulkAnswer = await Bulk(name, operation, column, uvc=uvc)
+        answer: BulkAnswer = await Bulk(name, operation, column, uvc=uvc, frame_of=frame_of)
         while answer.busy:
             busy = np.flatnonzero(answer.rc == RC_BUSY)
-            again: BulkAnswer = await Bulk(name, operation, column[busy], uvc=uvc)
+            again: BulkAnswer = await Bulk(name, operation, column[busy], uvc=uvc, frame_of=frame_of)
             answer.rc[busy] = again.rc
             answer.done += again.done
             answer.noop += again.noop

@@ -7,19 +7,18 @@ that the list owns. Source: semantics 4.9; invariants 26, 27.
 from __future__ import annotations
 
 from collections import deque
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from lazypv.steps import Lock
+from lazypv.steps import Lock, Touch
 from lazypv_kernels.layout import FRAME_DTYPE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lazypv.machine import HostFrames
-    from lazypv.steps import Holding
 
 PV_MAX_LAZY_COUNT: Final = 509
 """Frame numbers that fit into a page behind 24 bytes of list head and count."""
@@ -57,6 +56,19 @@ class Node:
         self.count += frames.size
 
 
+class _Unlocked(AbstractAsyncContextManager[None]):
+    """The list as posted: whoever comes takes it (D19)."""
+
+    def __init__(self, aside: SetAsideList) -> None:
+        self._aside = aside
+
+    async def __aenter__(self) -> None:
+        await Touch(self._aside, "deferred_list", write=True)
+
+    async def __aexit__(self, *_raised: object) -> None:
+        pass
+
+
 class SetAsideList:
     """The list of one address space; `lock` protects it, for several cleaners may work it off (D19).
 
@@ -73,9 +85,9 @@ class SetAsideList:
         self.node_capacity = node_capacity
         self._frames = frames
 
-    def held(self) -> Holding | AbstractAsyncContextManager[None]:
-        """Hold the list alone, if it has a lock: ``async with aside.held():``."""
-        return self.lock.exclusive() if self.has_lock else nullcontext()
+    def held(self) -> AbstractAsyncContextManager[None]:
+        """Hold the list alone, if it has a lock, or use it all the same: ``async with aside.held():``."""
+        return self.lock.exclusive() if self.has_lock else _Unlocked(self)
 
     @property
     def room(self) -> int:

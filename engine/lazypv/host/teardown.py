@@ -1,7 +1,7 @@
 """The series' way to end a protected guest: at once, or behind its back.
 
-A teardown policy is a small set of texts: what a reset does, what the closing of the VM does, what becomes of pages
-when an address space dies. Another policy is another class with these methods.
+It is one teardown policy (:mod:`lazypv.host.policy`) and the default; another is another class with the same methods,
+and may call the texts below. Each of them is one move that can be made again or left out.
 
 Source: semantics 4.1, 4.8, 4.9, 4.10; defects repaired as they are named here.
 """
@@ -11,23 +11,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from lazypv.host.exit import drain_set_aside, mmput, pass_the_list_over
+from lazypv.host.exit import drain_set_aside, export_unmapped, mmput, pass_the_list_over, set_aside
 from lazypv.host.kvm import EIO, Protected, Result
+from lazypv.host.uvc import uv_call
 from lazypv.host.walk import destroy_range
-from lazypv.steps import Alloc, Call, Spawn
-from lazypv.ultravisor import Answer
+from lazypv.steps import Alloc, Spawn, Text
 from lazypv.ultravisor.interface import RC_DEFERRED, RRC_DEFERRED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lazypv.host.gmap import CrstTable
     from lazypv.host.host import Host
-    from lazypv.host.mm import Mm
+    from lazypv.host.mm import Mm, Vma
     from lazypv.host.vm import Vm
+    from lazypv.ultravisor import Answer
 
 
 DESTROY_THREAD: Final = "kvm_s390_pv_destroy_vm_thread"
-
-
+DEFERRED: Final = Result(0, RC_DEFERRED, RRC_DEFERRED)
+"""What an ioctl gives back that put its work off."""
 MARKED_TABLE: Final = "top table that is still marked"
 
 
@@ -39,6 +42,12 @@ class Deferred:
     ----------
     has_mm : bool
         Whoever has the record is a user of the address space; `holds_mm`: and holds a reference to it.
+    handle : int
+        The configuration's.
+    table : CrstTable
+        The top table that the firmware knows.
+    pv : Protected
+        What the VM knew of the configuration: the storage donated for it.
     """
 
     mm: Mm
@@ -52,11 +61,17 @@ class Deferred:
 class SeriesTeardown:
     """Teardown as the eleven patches have it."""
 
+    async def enabled(self, vm: Vm) -> None:
+        """With the parameter off nothing is set aside later (patch 10)."""
+        if vm.host.sync_only:
+            async with vm.mm.mmap_lock.exclusive():
+                vm.mm.pv_sync_destroy = True
+
     async def reset(self, vm: Vm) -> Result:
         """KVM_PV_DISABLE, CPUs gone: put off, or done at once."""
         if not vm.host.series.lazy_reboot:
             return await self.immediate(vm)
-        return await deinit_deferred(vm)
+        return await deinit_deferred(vm, self.start_cleaning)
 
     async def closed(self, vm: Vm) -> Result:
         """The VM's file is closed, CPUs gone."""
@@ -66,7 +81,7 @@ class SeriesTeardown:
         """The VM's file is closed, but a CPU could not be destroyed: the configuration can never be (invariant 34)."""
         await drain_set_aside(vm.host.pages, vm.mm, "destroyed_sync")
         if vm.host.series.leak_asce:
-            await _leak_table(vm)
+            await leak_table(vm)
         await vm.host.lost(vm.mm, vm.kvm.pv, answer)
         vm.gmap.guest_handle = 0
         vm.kvm.pv = Protected()
@@ -74,6 +89,20 @@ class SeriesTeardown:
     async def immediate(self, vm: Vm) -> Result:
         """Everything now, in the caller's time."""
         return await deinit_now(vm)
+
+    async def unmapped(self, host: Host, mm: Mm, vma: Vma, at: int) -> int:
+        """Pages of a dying address space are set aside (patch 09), or exported."""
+        if host.series.lazy_shutdown and not mm.pv_sync_destroy:
+            return await set_aside(host, mm, vma, at)
+        return await export_unmapped(host, mm, vma, at)
+
+    async def start_cleaning(self, vm: Vm, record: Deferred) -> bool:
+        """Find somebody who destroys what a reset has put off; false if nobody can be had."""
+        return await start_thread(vm.host, record.pv, lambda: self.in_background(vm, record))
+
+    async def in_background(self, vm: Vm, record: Deferred) -> None:
+        """The text of the thread that does it."""
+        await destroy_thread(vm, record)
 
 
 async def deinit_now(vm: Vm) -> Result:
@@ -96,15 +125,17 @@ async def deinit_now(vm: Vm) -> Result:
     if not answer.ok:
         await host.lost(mm, pv, answer)
         if host.series.leak_asce:
-            await _leak_table(vm)
+            await leak_table(vm)
             await vm.gmap.replace_asce()
         return Result(EIO, answer.rc, answer.rrc)
-    await _forget(vm, mm, pv)
+    await give_storage_back(vm, mm, pv)
     return Result(0, answer.rc, answer.rrc)
 
 
-async def deinit_deferred(vm: Vm) -> Result:
+async def deinit_deferred(vm: Vm, start_cleaning: Callable[[Vm, Deferred], Text[bool]]) -> Result:
     """Put the destruction off; only what lies below the limit, where prefix pages are, is destroyed now.
+
+    The rest is left to whoever ``start_cleaning(vm, record)`` finds for it.
 
     Falls back on :func:`deinit_now` when the parameter forbids it, when there is no memory for the record, when the
     guest is so small that its top table cannot be replaced (D10), when nothing is left to clean, and when the top table
@@ -128,19 +159,27 @@ async def deinit_deferred(vm: Vm) -> Result:
         await mm.grab()
     record.has_mm = await mm.get_not_zero()
     if record.has_mm:
-        limit = vm.base + min(host.sync_below_pages, vm.guest_pages)
-        # Exported where it cannot be destroyed: below the limit nothing may be left to the old run (invariant 22).
-        await destroy_range(host.pages, mm, 1, vm.base, limit, host.batch, "destroyed_sync", or_export=True)
+        await destroy_below_limit(vm)
     elif not await _something_set_aside(mm):
         await _let_go(host, record)
         return await deinit_now(vm)
-    if await _hand_over(vm, record):
-        return Result(0, RC_DEFERRED, RRC_DEFERRED)
+    if await _hand_over(vm, record, start_cleaning):
+        return DEFERRED
     if host.series.references_forgotten:
         host.discarded(record)
     else:
         await _let_go(host, record)
     return await deinit_now(vm)
+
+
+async def destroy_below_limit(vm: Vm) -> None:
+    """What is never lazy, while other users than the caller are left: guest pages below ``sync_below``.
+
+    Exported where they cannot be destroyed: nothing there may be left to the old run (invariant 22).
+    """
+    host = vm.host
+    limit = vm.base + min(host.sync_below_pages, vm.guest_pages)
+    await destroy_range(host.pages, vm.mm, 1, vm.base, limit, host.batch, "destroyed_sync", or_export=True)
 
 
 async def _let_go(host: Host, record: Deferred) -> None:
@@ -152,7 +191,7 @@ async def _let_go(host: Host, record: Deferred) -> None:
     host.discarded(record)
 
 
-async def _hand_over(vm: Vm, record: Deferred) -> bool:
+async def _hand_over(vm: Vm, record: Deferred, start_cleaning: Callable[[Vm, Deferred], Text[bool]]) -> bool:
     """Take the configuration from the VM and give it to a thread; false, and nothing changed, if that is impossible.
 
     As posted only the record knows the old table by then, so without a thread that table is lost (D5).
@@ -166,16 +205,31 @@ async def _hand_over(vm: Vm, record: Deferred) -> bool:
     else:
         await gmap.remove_old_asce()
     gmap.guest_handle = 0
-    host.put_off(record.pv)
-    thread = await Spawn(DESTROY_THREAD, lambda: destroy_thread(vm, record))
-    if thread is None:
-        host.taken_up(record.pv)
+    if not await start_cleaning(vm, record):
         gmap.guest_handle = record.handle
         if not host.series.old_table_forgotten:
             await gmap.restore_asce(record.table)
         return False
     vm.kvm.pv = Protected()
     return True
+
+
+async def start_thread(host: Host, pv: Protected, text: Callable[[], Text[None]]) -> bool:
+    """A kernel thread runs ``text()``, and the host waits for it wherever it waits for all cleaning.
+
+    `pv` is what it was handed; until it ends, the storage donated for that counts as held back. False: there is no
+    thread to be had.
+    """
+    host.put_off(pv)
+
+    async def thread() -> None:
+        await text()
+        host.taken_up(pv)
+
+    if await Spawn(DESTROY_THREAD, thread) is not None:
+        return True
+    host.taken_up(pv)
+    return False
 
 
 async def destroy_thread(vm: Vm, record: Deferred) -> None:
@@ -197,7 +251,7 @@ async def destroy_thread(vm: Vm, record: Deferred) -> None:
         record.holds_mm = False
     answer = await destroy_configuration(vm, record.handle)
     if answer.ok:
-        await _forget(vm, mm, record.pv)
+        await give_storage_back(vm, mm, record.pv)
         vm.gmap.free_table(record.table)
     elif not host.series.result_hidden:
         await host.lost(mm, record.pv, answer)
@@ -207,25 +261,16 @@ async def destroy_thread(vm: Vm, record: Deferred) -> None:
         record.holds_mm = False
     if answer.ok or not host.series.record_leaked:
         host.discarded(record)
-    host.taken_up(record.pv)
 
 
 async def destroy_configuration(vm: Vm, handle: int) -> Answer:
     """DESTROY_SEC_CONF until it is neither busy nor partial (invariant 36); the kernel warns if there is no handle."""
     if not handle:
         vm.host.ledger.broke(38, "a configuration that has no handle, since it is gone already, is destroyed again")
-    while True:
-        answer: Answer = await Call(
-            "DESTROY_SEC_CONF",
-            lambda: vm.host.machine.ultravisor.destroy_sec_conf(handle),
-            vm,
-            pages_of=lambda answer: answer.pages,
-        )
-        if answer.cc < 2:
-            return answer
+    return await uv_call("DESTROY_SEC_CONF", lambda: vm.host.machine.ultravisor.destroy_sec_conf(handle), vm)
 
 
-async def _forget(vm: Vm, mm: Mm, pv: Protected) -> None:
+async def give_storage_back(vm: Vm, mm: Mm, pv: Protected) -> None:
     """After a successful destroy: the counter goes down, the donated storage back to the allocator."""
     (await mm.write_protected()).gone()
     vm.host.machine.frames.put(pv.base)
@@ -233,7 +278,7 @@ async def _forget(vm: Vm, mm: Mm, pv: Protected) -> None:
     vm.host.destroyed(pv.handle)
 
 
-async def _leak_table(vm: Vm) -> None:
+async def leak_table(vm: Vm) -> None:
     """Keep the top table from the allocator for good: the firmware has not let go of it (patch 01)."""
     table = await vm.gmap.remove_old_asce()
     vm.host.ledger.leak(MARKED_TABLE, table.frames)

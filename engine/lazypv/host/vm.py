@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from lazypv_kernels.layout import PTE_DTYPE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from lazypv.errors import LazyPVError
     from lazypv.host.host import Host
+    from lazypv.ultravisor import BulkAnswer
 
 MAIN_AND_IO = 2
 """Tasks of a VM's process beside its vCPUs."""
@@ -78,6 +80,16 @@ class Process:
         self.cached = np.empty(0, np.int64)
 
 
+class Pager(Protocol):
+    """Brings pages in from a snapshot when a protected guest first touches them."""
+
+    problem: LazyPVError | None
+    """Why it had to refuse one."""
+
+    def import_pages(self, pages: NDArray[np.int64]) -> BulkAnswer:
+        """What CONV_TO_SEC_STOR does for `pages`, and for those that are still in the snapshot, with their content."""
+
+
 class Vm:
     """One VM: guest memory in its process, its KVM part, its gmap.
 
@@ -89,6 +101,8 @@ class Vm:
         Page of the address space at which guest page 0 lies.
     slots : list of Vma
         Where there is memory between 0 and the end.
+    pager : Pager or None
+        Where pages come from that are still in a snapshot.
     """
 
     def __init__(self, host: Host, process: Process, slots: list[range], vcpus: int) -> None:
@@ -113,6 +127,7 @@ class Vm:
         self.kvm = Kvm(vcpus)
         self.closed = False
         self.closed_result: Result | None = None
+        self.pager: Pager | None = None
         self.mm.count += 1
         process.add_tasks(vcpus)
         process.vms.append(self)
@@ -123,6 +138,13 @@ class Vm:
         for slot in self._backed:
             inside |= (pages >= slot.start) & (pages < slot.stop)
         return inside
+
+    async def remove_slot(self, start: int, stop: int) -> None:
+        """The guest has no memory in ``[start, stop)`` any more. What is mapped there is not looked at."""
+        async with self.mm.mmap_lock.exclusive():
+            below = [range(slot.start, min(slot.stop, start)) for slot in self._backed]
+            above = [range(max(slot.start, stop), slot.stop) for slot in self._backed]
+            self._backed = sorted((part for part in (*below, *above) if part), key=lambda part: part.start)
 
     def has_mapping(self, pages: NDArray[np.int64]) -> NDArray[np.bool_]:
         """For which guest `pages` the address space has a mapping.

@@ -6,7 +6,8 @@ Only scenario, report and command line import it; no text and no handler asks it
 from lazypv.invariants.accounts import ACCOUNTS_INVARIANT, LastInstruction, OldRun
 from lazypv.invariants.frames import check_frames
 from lazypv.invariants.remains import Remains, search_remains
-from lazypv.invariants.structures import check_structures
+from lazypv.invariants.structures import check_structures, check_wound_up
+from lazypv.invariants.throughout import Throughout
 from lazypv.invariants.violation import Violation
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "LastInstruction",
     "OldRun",
     "Remains",
+    "Throughout",
     "Violation",
     "check_frames",
     "check_structures",
+    "check_wound_up",
     "search_remains",
 ]

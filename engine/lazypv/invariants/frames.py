@@ -1,6 +1,6 @@
 """Invariants that all frames can show, in kernels over the whole machine. Nothing may be running.
 
-Source: semantics 9, invariants 1, 2, 4, 5.
+Source: semantics 9, invariants 1, 2, 4, 5, 14.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from lazypv.invariants.violation import Violation
 from lazypv.ultravisor import vault
 from lazypv_kernels import scan
-from lazypv_kernels.layout import STATE_NAMES
+from lazypv_kernels.layout import ASCE, NS, STATE_MASK, STATE_NAMES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,14 +38,33 @@ def _states(machine: Machine) -> list[Violation]:
         ),
     )
     texts = (
-        (1, "frames are free for the host but not non-secure"),
         (2, "frames are secure but bear no mark"),
         (4, "frames have an owner without being owned, or are owned by nobody"),
         (4, "frames are claimed although nothing runs"),
     )
-    return [
-        Violation(number, f"{int(count)} {text}") for (number, text), count in zip(texts, counts, strict=True) if count
+    found = [
+        Violation(number, f"{int(count)} {text}")
+        for (number, text), count in zip(texts, counts[1:], strict=True)
+        if count
     ]
+    early = free_too_early(machine, marked_tables_too=True) if counts[0] else None
+    return found if early is None else [early, *found]
+
+
+def free_too_early(machine: Machine, marked_tables_too: bool) -> Violation | None:
+    """Frames that the host's allocator has although the Ultravisor has not let go of them (invariants 1, 14).
+
+    A top table that is still marked does no harm by lying there, only by being handed out; `marked_tables_too` says
+    whether it counts.
+    """
+    state = vault.firmware_of(machine.ultravisor).state & STATE_MASK
+    early = state[(machine.frames.byte == 0) & (state != NS)]
+    held = int(np.count_nonzero(early != ASCE))
+    if held:
+        return Violation(1, f"{held} frames are free for the host but not non-secure")
+    if early.size and marked_tables_too:
+        return Violation(14, f"{early.size} frames of a top table are free, but the Ultravisor still marks it")
+    return None
 
 
 def _double_owned(machine: Machine) -> list[Violation]:

@@ -1,6 +1,6 @@
 """Invariants of counters, tables and lists. Nothing may be running.
 
-Source: semantics 9, invariants 9-11, 13, 14, 17, 18, 20, 26, 27, 34.
+Source: semantics 9, invariants 5, 9-11, 13, 14, 17, 18, 20, 26, 27, 34.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from lazypv.host.host import Host
     from lazypv.host.mm import Mm
-    from lazypv.host.vm import Vm
+    from lazypv.host.vm import Process, Vm
 
 
 def check_structures(host: Host, *, drained: bool) -> list[Violation]:
@@ -31,6 +31,7 @@ def check_structures(host: Host, *, drained: bool) -> list[Violation]:
         if id(process.mm) not in seen:
             seen.add(id(process.mm))
             found += _address_space(host, process.mm)
+        found += _mappings(process)
         for vm in process.vms:
             found += _vm(vm)
     found += _configurations(host, drained)
@@ -38,6 +39,17 @@ def check_structures(host: Host, *, drained: bool) -> list[Violation]:
         found += [Violation(number, text) for number, text in loose_ends(host)]
     found += [Violation(number, text) for number, text in host.ledger.broken]
     return found
+
+
+def _mappings(process: Process) -> Iterator[Violation]:
+    """Page cache and drivers hold the pages of files and special mappings, and no others: what a freeze expects."""
+    for vma in process.mm.vmas if process.tasks else ():
+        frames = vma.pte[vma.pte != NO_FRAME].astype(np.int64) - 1
+        held = int(np.count_nonzero(np.isin(frames, process.cached)))
+        if held != vma.backing.cache_references * frames.size:
+            yield Violation(
+                5, f"{held} of {frames.size} mapped pages are held beside their mapping: {vma.backing.value}"
+            )
 
 
 def _address_space(host: Host, mm: Mm) -> Iterator[Violation]:
@@ -48,7 +60,7 @@ def _address_space(host: Host, mm: Mm) -> Iterator[Violation]:
         yield Violation(9, f"the protected counter is {counter}, but {exist} configurations of the address space exist")
     if counter < 0:
         yield Violation(11, f"the protected counter is {counter}")
-    if counter < 1 and (owned := _mapped_and_owned(host, mm)):
+    if counter < 1 and (owned := mapped_and_owned(host, mm)):
         yield Violation(10, f"the protected counter is {counter}, but {owned} mapped pages belong to a configuration")
     if mm.users < 0 or mm.count < 0 or (mm.count == 0) != mm.freed:
         yield Violation(25, f"mm_users is {mm.users}, mm_count {mm.count}")
@@ -62,7 +74,8 @@ def _address_space(host: Host, mm: Mm) -> Iterator[Violation]:
         yield Violation(27, f"{on_list.size} pages are on a list that nobody will work off")
 
 
-def _mapped_and_owned(host: Host, mm: Mm) -> int:
+def mapped_and_owned(host: Host, mm: Mm) -> int:
+    """Pages that are mapped in `mm` and belong to a configuration."""
     owner = vault.firmware_of(host.machine.ultravisor).owner
     return sum(int(np.count_nonzero(owner[vma.pte[vma.pte != NO_FRAME].astype(np.int64) - 1])) for vma in mm.vmas)
 
@@ -85,11 +98,16 @@ def _configurations(host: Host, drained: bool) -> Iterator[Violation]:
     tables = [int(configuration.table[0]) for configuration in firmware.configurations.values()]
     if len(set(tables)) != len(tables):
         yield Violation(13, "two configurations have the same top table")
+    dead = np.delete(firmware.keys, [each.slot for each in firmware.configurations.values()], axis=0)
+    if dead.any():
+        yield Violation(30, "a key has outlived its configuration")
     for handle, (_, pv, _) in host.leaked.items():
         kept = [frames for frames in (pv.base, pv.variable) if np.any(host.machine.frames.byte[frames] == 0)]
         if kept:
             yield Violation(14, f"storage donated to handle {handle:#x}, whose destruction failed, is free")
     if drained:
+        if host.put_off_pages:
+            yield Violation(34, f"{host.put_off_pages} donated pages are still said to be put off, but nobody has them")
         live = {vm.kvm.pv.handle for process in host.processes for vm in process.vms}
         forgotten = [handle for handle in host.configurations if handle not in live]
         if forgotten:
@@ -99,3 +117,14 @@ def _configurations(host: Host, drained: bool) -> Iterator[Violation]:
         unknown = [h for h in firmware.configurations if h not in live and h not in host.leaked]
         if unknown:
             yield Violation(34, f"the Ultravisor still has handles {', '.join(map(hex, unknown))}")
+
+
+def check_wound_up(host: Host) -> list[Violation]:
+    """Every process has ended and nothing runs: each handle was destroyed, or is accounted for (invariant 34)."""
+    found = check_structures(host, drained=True)
+    configurations = vault.firmware_of(host.machine.ultravisor).configurations
+    forgotten = [handle for handle in configurations if handle not in host.leaked]
+    if forgotten:
+        text = f"handles {', '.join(map(hex, forgotten))} outlived everybody, and nobody counts them as leaked"
+        found.append(Violation(34, text))
+    return found

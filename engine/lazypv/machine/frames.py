@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lazypv.errors import FrameError, ModelError
+from lazypv.errors import FrameError, LifetimeError
 from lazypv_kernels import references
 from lazypv_kernels.layout import (
     FRAME_DTYPE,
@@ -75,13 +75,13 @@ class HostFrames:
 
         Raises
         ------
-        ModelError
+        LifetimeError
             A frame is free.
         """
         at = 0
         while (at := int(references.get_references(self.byte, frames, at, frames.size))) < frames.size:
             if not self._get_many(int(frames[at])):
-                raise ModelError(f"frame {frames[at]}: nobody holds it, so nobody can pass a reference on")
+                raise LifetimeError(25, f"frame {frames[at]}: nobody holds it, so nobody can pass a reference on")
             at += 1
 
     def look_up(self, pte: NDArray[np.uint32], pages: NDArray[np.int64]) -> Frames:
@@ -103,7 +103,7 @@ class HostFrames:
 
         Raises
         ------
-        ModelError
+        LifetimeError
             A reference is dropped that nobody holds.
         """
         freed, at = 0, 0
@@ -111,7 +111,7 @@ class HostFrames:
             more, stopped, fault = references.settle(self.byte, frames, at, frames.size, rc, clear_mark, drop)
             freed, at = freed + more, int(stopped)
             if fault:
-                raise ModelError(f"frame {frames[at]}: a reference was dropped twice")
+                raise LifetimeError(25, f"frame {frames[at]}: a reference was dropped twice")
             if at < frames.size and self._settle_many(int(frames[at]), clear_mark and bool(rc[at] == RC_DONE)):
                 at += 1
         return freed

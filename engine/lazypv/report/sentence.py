@@ -19,6 +19,9 @@ def sentence(comparison: Comparison) -> str:
     size, limit = format_size(comparison.memory), format_size(comparison.sync_below)
     ratio = speedup(comparison)
     down = {policy: spread(runs, lambda run: run.downtime_s).median for policy, runs in comparison.runs.items()}
+    if not comparison.runs.keys() <= {"eager", "lazy"}:
+        times = ", ".join(f"{seconds_text(seconds)} under {policy}" for policy, seconds in down.items())
+        return f"The guest of {size} was down for {times}."
     if comparison.memory <= comparison.sync_below:
         return (
             f"This guest ends at {size}, not above the limit of {limit} below which nothing is destroyed lazily: both"

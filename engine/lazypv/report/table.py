@@ -34,7 +34,7 @@ def print_table(comparison: Comparison, console: Console | None = None) -> None:
     table = Table(title=_title(comparison), title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("")
     for policy in comparison.runs:
-        table.add_column(policy, justify="right")
+        table.add_column(policy.replace(":", ":\n"), justify="right", overflow="fold")
     for name, figure in _rows(comparison):
         cells = [figure(runs) for runs in comparison.runs.values()]
         if any(cell not in ("", "0", "0 µs", "0 B") for cell in cells):

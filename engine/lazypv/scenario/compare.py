@@ -14,7 +14,7 @@ from lazypv.host.host import frames_for
 from lazypv.host.kvm import StorageSizes
 from lazypv.image import GuestImage, image_for
 from lazypv.machine.storage import available_memory
-from lazypv.scenario.measure import PHASES, Job, Kind, Measured, Policy, measure
+from lazypv.scenario.measure import PHASES, Contender, Job, Kind, Measured, Policy, measure, name_of
 from lazypv.sizes import PAGE_SIZE, parse_pages, parse_size
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Plan:
     image: str | None
     memory: str | None
     vcpus: int
-    policies: tuple[str, ...]
+    policies: tuple[Contender, ...]
     threads: int | None
     batch: int
     throttle: float | None
@@ -122,9 +122,9 @@ def compare(plan: Plan, progress: ProgressReport) -> Comparison:
     machine = Machine(machine_size(memory, plan.vcpus), threads=threads)
     try:
         warm(machine, image)
-        runs: dict[str, list[Measured]] = {policy: [] for policy in plan.policies}
+        runs: dict[str, list[Measured]] = {name_of(policy): [] for policy in plan.policies}
         for policy in order:
-            runs[policy].append(measure(machine, image, job, policy, progress))
+            runs[name_of(policy)].append(measure(machine, image, job, policy, progress))
     finally:
         machine.close()
     return Comparison(
@@ -139,12 +139,9 @@ def compare(plan: Plan, progress: ProgressReport) -> Comparison:
     )
 
 
-def _turns(plan: Plan) -> list[Policy]:
-    order: list[Policy] = []
-    for turn in range(plan.repeat):
-        policies = plan.policies if turn % 2 == 0 else plan.policies[::-1]
-        order += ["eager" if policy == "eager" else "lazy" for policy in policies]
-    return order
+def _turns(plan: Plan) -> list[Contender]:
+    there, back = plan.policies, plan.policies[::-1]
+    return [policy for turn in range(plan.repeat) for policy in (back if turn % 2 else there)]
 
 
 def guest_memory(wanted: str | None, image: GuestImage) -> int:

@@ -31,6 +31,7 @@ from lazypv.image import NO_PAGE, GuestImage, image_for
 from lazypv.invariants import LastInstruction, OldRun, Violation, check_frames, check_structures
 from lazypv.invariants.accounts import owned_below
 from lazypv.scenario.boot import BOOT_IMAGE_SIZE, BootImage, load_boot_image, protect
+from lazypv.scenario.snapshots import SnapshotHost, SnapshotVM
 from lazypv.sizes import PAGE_SIZE, format_size, parse_pages
 from lazypv.steps import Text, Wait
 from lazypv.ultravisor.interface import RRC_DEFERRED
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lazypv.hardware import Machine
+    from lazypv.host.policy import TeardownPolicy
     from lazypv.series import Series
 
 
@@ -86,7 +88,7 @@ LIVE_NODES = 16
 """Nodes of the set-aside list that the live clock fills with one hold: a step costs more than writing a node down."""
 
 
-class Host:
+class Host(SnapshotHost):
     """Linux with the series applied, on one machine, on real threads.
 
     Parameters
@@ -102,6 +104,8 @@ class Host:
         Pages of one batch of a walk.
     throttle : float or None
         Pages a second that a background walk may destroy; None for no limit.
+    policy : TeardownPolicy
+        How protected guests end; the series' way, unless said otherwise (:mod:`lazypv.policy`).
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class Host:
         sync_below: int | str = SYNC_BELOW,
         batch: int = LIVE_BATCH,
         throttle: float | None = None,
+        policy: TeardownPolicy | None = None,
     ) -> None:
         self.machine = machine
         self.clock = LiveClock()
@@ -124,7 +129,9 @@ class Host:
             batch=batch,
             throttle=Throttle(throttle),
             nodes_at_once=LIVE_NODES,
+            policy=policy,
         )
+        self.clock.blame = getattr(self.kernel.teardown, "blame", None)
         self.kernel.throttle.now = self.clock.now
 
     def create_vm(
@@ -187,7 +194,7 @@ class Host:
         self.clock.stop()
 
 
-class VM:
+class VM(SnapshotVM):
     """One guest, from its first boot to its end; made by :meth:`Host.create_vm`."""
 
     def __init__(
@@ -356,6 +363,7 @@ class VM:
     def kill(self) -> None:
         """End the guest's process, protected or not."""
         self.guest.stopping = True
+        self._leave_snapshot()
         self.host.clock.run(self._process.exit(), "exit")
 
     def _report(self, downtime: float, last: LastInstruction, result: Result) -> Report:
@@ -378,6 +386,7 @@ class VM:
         handle = self.kernel_vm.kvm.pv.handle
         if not handle:
             raise UsageError("the guest is not protected: there is nothing to destroy")
+        self._leave_snapshot()
         self.guest.stopping = True
         self.exceptions_before = Counter(self.host.kernel.ledger.exceptions)
         self.last_instruction = LastInstruction.of(self.host.kernel, handle)

@@ -9,6 +9,7 @@ last. When nothing is left to clean, invariants, accounts and remains are looked
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,7 @@ from lazypv.guest import Workload
 from lazypv.host.faults import ProcessKilledError
 from lazypv.host.teardown import DESTROY_THREAD
 from lazypv.invariants import Remains, Violation, search_remains
+from lazypv.policy import LoadedPolicy
 from lazypv.scenario.boot import GuestStartError
 from lazypv.scenario.host import Host, Report
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["reboot", "shutdown"]
 Policy = Literal["eager", "lazy"]
+Contender = Policy | LoadedPolicy
+"""The series with ``lazy_destroy`` at 0 or 1, or somebody's own policy."""
 
 PHASES = 9
 """How often :func:`measure` tells its progress, at most."""
@@ -86,7 +90,7 @@ class Measured:
         Speed of the new run when nothing was left to clean, over its speed while cleaning went on.
     """
 
-    policy: Policy
+    policy: str
     downtime_s: float
     complete_s: float
     setup_s: float
@@ -105,23 +109,41 @@ class Measured:
     rrc: int = 0
 
 
-def measure(machine: Machine, image: GuestImage, job: Job, policy: Policy, progress: Callable[[str], None]) -> Measured:
-    """One run under one policy; the machine is free again afterwards. `progress` is told what happens now."""
+def measure(
+    machine: Machine, image: GuestImage, job: Job, policy: Contender, progress: Callable[[str], None]
+) -> Measured:
+    """One run under one policy; the machine is free again afterwards. `progress` is told what happens now.
+
+    Raises
+    ------
+    PolicyError, ViolationError
+        A policy of somebody's own raised something, or used the host in a way that is wrong.
+    """
+    own = policy if isinstance(policy, LoadedPolicy) else None
     host = Host(
-        machine, lazy_destroy=policy == "lazy", sync_below=job.sync_below, batch=job.batch, throttle=job.throttle
+        machine,
+        lazy_destroy=policy != "eager",
+        sync_below=job.sync_below,
+        batch=job.batch,
+        throttle=job.throttle,
+        policy=own.make() if own else None,
     )
     try:
-        return _Run(host, image, job, policy, progress).measure()
+        with own.blamed() if own else nullcontext():
+            return _Run(host, image, job, name_of(policy), progress).measure()
     finally:
         host.close()
+
+
+def name_of(policy: Contender) -> str:
+    """How reports call it: eager, lazy, or what the person typed."""
+    return policy.spelling if isinstance(policy, LoadedPolicy) else policy
 
 
 class _Run:
     """The parts of one measurement, in the order in which they happen."""
 
-    def __init__(
-        self, host: Host, image: GuestImage, job: Job, policy: Policy, progress: Callable[[str], None]
-    ) -> None:
+    def __init__(self, host: Host, image: GuestImage, job: Job, policy: str, progress: Callable[[str], None]) -> None:
         self.host, self.job, self.policy, self.progress = host, job, policy, progress
         self.violations: list[Violation] = []
         start = host.clock.now()

@@ -15,7 +15,7 @@ from lazypv.ultravisor.answers import BulkAnswer
 from lazypv.ultravisor.firmware import Configuration, Firmware
 from lazypv.ultravisor.interface import UVC
 from lazypv_kernels import scan
-from lazypv_kernels.layout import RC_DTYPE
+from lazypv_kernels.layout import RC_BUSY, RC_DTYPE
 from lazypv_kernels.workers import Workers
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ class Door:
     refuse : int
         If it is not 0, the next call on pages changes nothing and is answered with this code: a fault that somebody
         injects.
+    stall : bool
+        The next call on pages changes nothing and is answered with condition code 2: another fault.
+    fault_at : tuple of str
+        Interface names of the calls that `refuse` and `stall` mean; empty for any.
     """
 
     def __init__(self, firmware: Firmware, workers: Workers) -> None:
@@ -47,6 +51,8 @@ class Door:
         self.issued: Counter[str] = Counter()
         self.useless: Counter[str] = Counter()
         self.refuse = 0
+        self.stall = False
+        self.fault_at: tuple[str, ...] = ()
         self._count_lock = threading.Lock()
         self._workers = workers
         self._initialised = False
@@ -68,15 +74,20 @@ class Door:
         column: NDArray[np.int64],
         work: Callable[[int, int, NDArray[np.uint16], NDArray[np.int64]], Any],
     ) -> BulkAnswer:
-        if self.refuse:
-            code, self.refuse = self.refuse, 0
-            self._count(command, column.size)
-            return all_refused(column.size, code)
+        if (self.refuse or self.stall) and (not self.fault_at or command.name in self.fault_at):
+            return self._faulted(command, column.size)
         rc = np.empty(column.size, RC_DTYPE)
         counts = self._workers.add_up(column.size, lambda first, last, into: work(first, last, rc, into))
         answer = BulkAnswer.counted(rc, counts)
         self._count(command, column.size, answer.noop)
         return answer
+
+    def _faulted(self, command: UVC, size: int) -> BulkAnswer:
+        code, self.refuse, self.stall = self.refuse, 0, False
+        self._count(command, size)
+        if code:
+            return all_refused(size, code)
+        return BulkAnswer(np.full(size, RC_BUSY, RC_DTYPE), 0, busy=size)
 
     def _count(self, command: UVC, pages: int = 1, useless: int = 0) -> None:
         with self._count_lock:

@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lazypv_kernels import tracking
 from lazypv_kernels.layout import (
     DIR_CPUS,
     DIR_EXPORTED,
+    DIR_GENERATION,
+    DIR_IN_SNAPSHOT,
     DIR_PAGES,
     DIR_RECORDS,
     DIR_TAGS,
+    DIR_TRACK,
     DIR_WORDS,
     GUEST_PAGE_DTYPE,
     KEY_SIZE,
@@ -23,6 +27,9 @@ from lazypv_kernels.layout import (
     SCRATCH_SIZE,
     STATE_DTYPE,
     TAG_SIZE,
+    TRACK_OPEN,
+    TRACK_SHIFT,
+    TRACK_WORDS,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
 
     from lazypv.machine import AbsoluteStorage
     from lazypv.ultravisor.header import ImageHeader
+    from lazypv.ultravisor.snapshots import Saving
 
 
 @dataclass(eq=False)
@@ -44,7 +52,19 @@ class SecureCpu:
 
 @dataclass(eq=False)
 class Configuration:
-    """A secure configuration: one protected guest as the firmware sees it."""
+    """A secure configuration: one protected guest as the firmware sees it.
+
+    Attributes
+    ----------
+    track : uint32[pages, 2]
+        Generation of the last store, and of the last save, of each page; no rows where there are no contents.
+    saved : dict of bytes to int
+        Of each snapshot of this guest, by its root: the first generation whose stores it does not hold.
+    restoring : list of (uint8[32], uint64[9])
+        Row key and associated data of each file that pages are still restored from.
+    saving : Saving or None
+        The snapshot that is being saved now.
+    """
 
     slot: int
     handle: int
@@ -63,6 +83,11 @@ class Configuration:
     in_flight: int = 0
     cleaning: bool = False
     cleaned: int = 0
+    track: NDArray[np.uint32] = field(default_factory=lambda: np.zeros((0, TRACK_WORDS), np.uint32))
+    generation: int = 1
+    saved: dict[bytes, int] = field(default_factory=dict)
+    restoring: list[tuple[NDArray[np.uint8], NDArray[np.uint64]]] = field(default_factory=list)
+    saving: Saving | None = None
 
     def __repr__(self) -> str:
         return f"Configuration(handle={self.handle:#x}, pages={self.pages}, cpus={len(self.cpus)})"
@@ -149,8 +174,19 @@ class Firmware:
         self.directory[row + DIR_TAGS] = configuration.tags.ctypes.data
         self.directory[row + DIR_PAGES] = configuration.pages
         self.directory[row + DIR_CPUS] = 0
+        self.directory[row + DIR_TRACK] = configuration.track.ctypes.data if configuration.track.size else 0
+        self.set_mode(configuration, TRACK_OPEN)
         self.keys[configuration.slot] = np.frombuffer(self._entropy(KEY_SIZE), np.uint8)
         self.configurations[configuration.handle] = configuration
+
+    def set_mode(self, configuration: Configuration, mode: int) -> None:
+        """What stores may do from now on: all, change what has been saved, or nothing."""
+        word = configuration.generation << TRACK_SHIFT | mode
+        tracking.publish_word(self.directory, configuration.slot * DIR_WORDS + DIR_GENERATION, word)
+
+    def set_in_snapshot(self, configuration: Configuration, some: bool) -> None:
+        """Whether pages that were never imported may still be in a snapshot."""
+        tracking.publish_word(self.directory, configuration.slot * DIR_WORDS + DIR_IN_SNAPSHOT, int(some))
 
     def remove(self, configuration: Configuration) -> None:
         """Forget a configuration, its key and its records."""
@@ -181,6 +217,10 @@ class Firmware:
     def count_cpus(self, configuration: Configuration) -> None:
         """Tell the kernels how many CPUs a configuration has: pages cannot be destroyed while there are any."""
         self.directory[configuration.slot * DIR_WORDS + DIR_CPUS] = len(configuration.cpus)
+
+    def new_track(self, pages: int) -> NDArray[np.uint32]:
+        """Where the stores of a guest of `pages` are noted: touched, and thus paid for, only where it stores."""
+        return np.zeros((pages if self.sealing else 0, TRACK_WORDS), np.uint32)
 
     def new_records(self, pages: int) -> tuple[NDArray[np.uint64] | NDArray[np.uint8], NDArray[np.uint8]]:
         """Records and tags for a guest of `pages`: touched, and thus paid for, only where pages are exported."""

@@ -84,6 +84,8 @@ BIT_UVC_FEAT_MISC: Final = 0
 """Importing a shared page of another configuration transfers its ownership (patch 11)."""
 
 PGM_PRIVILEGED_OPERATION: Final = 0x02
+PGM_PROTECTION: Final = 0x04
+"""Of a guest's store here: a snapshot has still to save the page."""
 PGM_ADDRESSING: Final = 0x05
 PGM_SPECIFICATION: Final = 0x06
 PGM_PAGE_TRANSLATION: Final = 0x11

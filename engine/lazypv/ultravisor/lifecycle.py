@@ -97,7 +97,9 @@ class LifecycleCalls(Door):
                 return refused(CREATE_SEC_CONF_RC_STORAGE)
             records, tags = firmware.new_records(pages)
             handle = firmware.next_handle(slot)
-            firmware.enter(Configuration(slot, handle, pages, asce, translation, records, tags, donated, table))
+            made = Configuration(slot, handle, pages, asce, translation, records, tags, donated, table)
+            made.track = firmware.new_track(pages)
+            firmware.enter(made)
             return Answer(0, UVC_RC_EXECUTED, 0, handle)
 
     def destroy_sec_conf(self, handle: int) -> Answer:
@@ -215,9 +217,10 @@ class LifecycleCalls(Door):
             counts = self._workers.add_up(
                 firmware.state.size,
                 lambda first, last, into: sweep.unshare_all(
-                    firmware.state, firmware.owner, configuration.slot, first, last, into
+                    firmware.state, firmware.owner, firmware.guest_page, firmware.directory, configuration.slot, first,
+                    last, into,
                 ),
-            )
+            )  # fmt: skip
         finally:
             firmware.dismiss(configuration)
         return BUSY if counts[COUNT_BUSY] else Answer(0, UVC_RC_EXECUTED, 0, 0, int(counts[COUNT_DONE]))

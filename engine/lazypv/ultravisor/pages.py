@@ -30,10 +30,12 @@ from lazypv.ultravisor.interface import (
     UVC_RC_INV_GHANDLE,
     UVC_RC_INV_STATE,
 )
-from lazypv_kernels import access, seal, sweep
+from lazypv_kernels import access, claims, seal, sweep
 from lazypv_kernels.layout import KEY_SIZE, RC_DTYPE, TAG_SIZE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from lazypv.ultravisor.header import ImageHeader
@@ -115,8 +117,8 @@ class PageCalls(Door):
                 UVC.UNPIN_PAGE_SHARED,
                 pages,
                 lambda first, last, rc, into: access.unpin_pages(
-                    firmware.state, firmware.owner, firmware.guest_page, configuration.translation, configuration.slot,
-                    CONV_TO_RC_NOT_MAPPED, RC_NOT_SHARED, pages, first, last, rc, into,
+                    firmware.state, firmware.owner, firmware.guest_page, firmware.directory, configuration.translation,
+                    configuration.slot, CONV_TO_RC_NOT_MAPPED, RC_NOT_SHARED, pages, first, last, rc, into,
                 ),
             )  # fmt: skip
         finally:
@@ -138,12 +140,21 @@ class PageCalls(Door):
                 command,
                 pages,
                 lambda first, last, rc, into: access.guest_share(
-                    firmware.state, firmware.owner, firmware.guest_page, configuration.translation, configuration.slot,
-                    pages, share, first, last, rc, into,
+                    firmware.state, firmware.owner, firmware.guest_page, firmware.directory, configuration.translation,
+                    configuration.slot, pages, share, first, last, rc, into,
                 ),
             )  # fmt: skip
         finally:
             firmware.dismiss(configuration)
+
+    def begin(self, frame: int) -> Callable[[], None] | None:
+        """Claim `frame` as a call that has just begun does; how to let go of it, or None where another has it.
+
+        Until then every call that needs the frame is busy. Only who explores orders halves a call like that.
+        """
+        state = vault.firmware_of(self).state
+        page_state = int(claims.claim(state, frame))
+        return None if page_state == claims.BUSY else lambda: claims.publish(state, frame, page_state)
 
     # --- pages, by host address ----------------------------------------------------------------------------------
 

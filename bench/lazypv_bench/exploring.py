@@ -1,0 +1,92 @@
+"""How fast orders are explored, and what it saves to leave out states that were met."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from types import coroutine
+
+from lazypv.errors import ModelError
+from lazypv.explore.scenarios import scenario
+from lazypv.explore.search import Bounds, Explorer, Outcome
+from lazypv.series import Series
+from lazypv_bench.harness import Work, benchmark
+from lazypv_bench.rig import Rig
+
+SCENE = "reboot-into-protected"
+PAGES = 4
+
+
+class Search:
+    """A search that is run again and again, all of it each time.
+
+    Attributes
+    ----------
+    outcome : Outcome
+        What the last run saw; every run sees the same.
+    """
+
+    def __init__(self, preemptions: int, *, prune: bool) -> None:
+        of = scenario(SCENE)
+        self._explorer = Explorer(of.build(Series(), PAGES), of.scene, Bounds(preemptions))
+        self._prune = prune
+        self._seconds: list[float] = []
+        self.outcome: Outcome = self._explorer.exhaust(prune=prune)
+
+    def run(self) -> None:
+        """Search from the start."""
+        began = time.perf_counter()
+        self.outcome = self._explorer.exhaust(prune=self._prune)
+        self._seconds.append(time.perf_counter() - began)
+
+    def finish(self) -> None:
+        """The repaired series has to survive it."""
+        if self.outcome.broken or not self.outcome.exhausted:
+            raise ModelError(f"exploring was measured, but it did not come to its end: {self.outcome.broken}")
+
+    def steps_a_second(self) -> float:
+        """In the median of all runs; steps that lead back to where a search goes on included."""
+        return self.outcome.steps / sorted(self._seconds)[len(self._seconds) // 2]
+
+
+@coroutine
+def _awaited(times: int) -> Generator[None]:
+    for _ in range(times):
+        yield
+
+
+def bare_resumptions(_rig: Rig, subject: Work) -> Work:
+    """A text that does nothing is resumed as often as the search takes steps."""
+
+    async def text() -> None:
+        await _awaited(subject.bytes)
+
+    def run() -> None:
+        resume = text().send
+        try:
+            while True:
+                resume(None)
+        except StopIteration:
+            pass
+
+    return Work(run=run, bytes=subject.bytes)
+
+
+@benchmark("explore.steps", limit=bare_resumptions, unit="steps/s", share=0)
+def explore_steps(_rig: Rig) -> Work:
+    """All orders of a reboot with four pages and at most two preemptions, invariants looked at after each step."""
+    search = Search(2, prune=True)
+    return Work(run=search.run, bytes=search.outcome.steps, finish=search.finish, value=search.steps_a_second)
+
+
+def every_order(_rig: Rig, _subject: Work) -> Work:
+    """The same orders, none left out."""
+    search = Search(2, prune=False)
+    return Work(run=search.run, finish=search.finish)
+
+
+@benchmark("explore.pruning", limit=every_order, better="lower", unit="schedules", share=0)
+def explore_pruning(_rig: Rig) -> Work:
+    """All orders of a reboot with four pages and at most two preemptions, each state only once."""
+    search = Search(2, prune=True)
+    return Work(run=search.run, finish=search.finish, value=lambda: float(search.outcome.schedules))

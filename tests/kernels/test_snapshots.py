@@ -1,0 +1,278 @@
+"""Rows of snapshots and dirty tracking against their twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import twins
+
+from lazypv_kernels import snapshots, tracking
+from lazypv_kernels.layout import (
+    DIR_GENERATION,
+    DIR_TRACK,
+    DIR_WORDS,
+    NS,
+    RC_BUSY,
+    RC_DONE,
+    RECORD_IN,
+    RECORD_OUT,
+    SCRATCH_SIZE,
+    SEC,
+    SHR,
+)
+
+from .worlds import GUEST_PAGES, agree, assert_same_world, every_size, random_pte, random_world, seeds
+
+ROWS = 6
+METADATA = 128
+DIGITS = 40
+
+
+def layout(rows=ROWS):
+    """Where the columns of a small batch are."""
+    ends = np.cumsum([METADATA, 4096 * rows, 8 * -(-4 * rows // 8), 8 * -(-rows // 8), 32 * rows, 8 * rows])
+    return ends.astype(np.int64)
+
+
+def a_key(rng):
+    return rng.integers(0, 256, 32).astype(np.uint8)
+
+
+def row_words(rng):
+    return rng.integers(0, 2**63, 9).astype(np.uint64)
+
+
+def a_sealed_batch(rng, kinds=None):
+    """A batch of different pages under a key: (batch, at, key, ad, source, pages, kinds)."""
+    at, key, ad = layout(), a_key(rng), row_words(rng)
+    pages = np.sort(rng.choice(GUEST_PAGES, ROWS, replace=False))
+    kinds = rng.integers(0, 3, ROWS).astype(np.uint8) if kinds is None else kinds
+    source = rng.integers(0, 256, (ROWS, 4096)).astype(np.uint8)
+    source[kinds == 0] = 0
+    batch = rng.integers(0, 256, at[5]).astype(np.uint8)
+    versions = rng.integers(0, 2**40, ROWS).astype(np.uint64)
+    twins.seal_buffer(source, kinds, versions, key, ad, pages, batch, at)
+    return batch, at, key, ad, source, pages, kinds
+
+
+def scratch(pages=4):
+    return np.zeros(pages * SCRATCH_SIZE, np.uint8)
+
+
+@seeds(6)
+def test_rows_of_a_buffer_are_sealed_as_the_twin_seals_them(seed):
+    """Format: nonce, associated data and place of every column; nothing else of the batch is touched."""
+    rng = np.random.default_rng(seed)
+    batch, at, key, ad, source, pages, kinds = a_sealed_batch(rng)
+    versions = rng.integers(0, 2**40, ROWS).astype(np.uint64)
+    ours, theirs, spare = batch.copy(), batch.copy(), scratch(2)
+    snapshots.seal_buffer(source, kinds, versions, key, ad.copy(), pages, ours, at, spare)
+    twins.seal_buffer(source, kinds, versions, key, ad, pages, theirs, at)
+    np.testing.assert_array_equal(ours, theirs)
+    assert not spare.any()
+
+
+@seeds(6)
+def test_rows_are_opened_in_place_as_the_twin_opens_them(seed):
+    rng = np.random.default_rng(seed)
+    batch, at, key, ad, source, _, _ = a_sealed_batch(rng)
+    ours, theirs = batch.copy(), batch.copy()
+    assert snapshots.open_rows(ours, at, 0, ROWS, key, ad.copy(), scratch(2)) == -1
+    assert twins.open_rows(theirs, at, 0, ROWS, key, ad) == -1
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(ours[at[0] : at[1]].reshape(ROWS, 4096), source)
+
+
+@pytest.mark.parametrize("column", range(5), ids=["page bytes", "guest page", "kind", "tag", "version"])
+@pytest.mark.parametrize("kind", [0, 1, 2], ids=["zero", "plain", "sealed"])
+@seeds(4)
+def test_a_bit_that_flips_in_any_column_of_any_kind_is_found_in_its_row(seed, kind, column):
+    """Format: associated data covers what the cipher does not, so plain and elided rows cannot be forged either."""
+    rng = np.random.default_rng(seed)
+    batch, at, key, ad, _, _, _ = a_sealed_batch(rng, np.full(ROWS, kind, np.uint8))
+    width = (4096, 4, 1, 32, 8)[column]
+    row = int(rng.integers(0, ROWS))
+    at_byte = at[column] + width * row + int(rng.integers(0, width))
+    batch[at_byte] ^= np.uint8(1 << rng.integers(0, 8))
+    assert snapshots.open_rows(batch, at, 0, ROWS, key, ad, scratch(2)) == row
+
+
+@seeds(2)
+def test_a_row_does_not_open_under_another_batch_file_or_key(seed):
+    rng = np.random.default_rng(seed)
+    batch, at, key, ad, _, _, _ = a_sealed_batch(rng)
+    for word in range(6):
+        other = ad.copy()
+        other[word] += np.uint64(1)
+        assert snapshots.open_rows(batch.copy(), at, 0, ROWS, key, other, scratch(2)) == 0
+    other_key = key.copy()
+    other_key[31] ^= 1
+    assert snapshots.open_rows(batch.copy(), at, 0, ROWS, other_key, ad, scratch(2)) == 0
+
+
+@seeds(3)
+def test_the_mac_of_a_batch_is_its_twin_and_covers_all_but_the_page_bytes(seed):
+    rng = np.random.default_rng(seed)
+    batch, at, key, *_ = a_sealed_batch(rng)
+    file_id, index, spare = a_key(rng), int(rng.integers(0, 2**40)), scratch(4)
+    theirs = batch.copy()
+    assert snapshots.batch_mac(batch, at, DIGITS, ROWS, file_id, index, key, spare, True)
+    assert twins.batch_mac(theirs, at, DIGITS, ROWS, file_id, index, key, True)
+    np.testing.assert_array_equal(batch, theirs)
+    assert snapshots.batch_mac(batch, at, DIGITS, ROWS, file_id, index, key, spare, False)
+    assert not snapshots.batch_mac(batch, at, DIGITS, ROWS, file_id, index + 1, key, spare, False)
+    assert not snapshots.batch_mac(batch, at, DIGITS, ROWS - 1, file_id, index, key, spare, False)
+    outside = np.concatenate([np.arange(at[0]), np.arange(at[1], at[5])])
+    for byte in rng.choice(outside, 60):
+        batch[byte] ^= 1
+        assert not snapshots.batch_mac(batch, at, DIGITS, ROWS, file_id, index, key, spare, False)
+        batch[byte] ^= 1
+    batch[at[0]] ^= 1
+    assert snapshots.batch_mac(batch, at, DIGITS, ROWS, file_id, index, key, spare, False)
+
+
+def a_guest_with_pages(rng, size, held):
+    """A world whose guest 1 has pages in, exported and shared, as records say: (world, pte)."""
+    world = random_world(rng, size, held=held)
+    pte = random_pte(rng, size)
+    for page in np.flatnonzero(pte):
+        frame = pte[page] - 1
+        where = rng.integers(0, 4)
+        if where == 1:
+            world.records[1][page] = RECORD_IN
+            world.state[frame], world.owner[frame], world.guest_page[frame] = rng.integers(1, 4), 1, page
+        elif where == 2:
+            world.records[1][page] = RECORD_OUT | 5 << 3
+            world.state[frame] = NS
+            world.contents[frame], world.tags[1][page] = twins.sealed(world.contents[frame], page, 5, 1, world.keys[1])
+    return world, pte
+
+
+@every_size
+@seeds(5)
+def test_rows_of_a_guest_are_sealed_as_the_twin_seals_them(seed, size):
+    """Every record and frame state, held and torn ones; what was copied aside is taken from there."""
+    rng = np.random.default_rng(seed)
+    ours, pte = a_guest_with_pages(rng, size, held=0.2 if seed % 2 else 0.0)
+    theirs = ours.copy()
+    at, key, ad = layout(GUEST_PAGES), a_key(rng), row_words(rng)
+    track = rng.integers(0, 3, (GUEST_PAGES, 2)).astype(np.uint32)
+    aside, aside_kind = rng.integers(0, 256, (3, 4096)).astype(np.uint8), np.array([1, 2, 2], np.uint8)
+    aside_of = rng.integers(0, 4, GUEST_PAGES).astype(np.uint32)
+    out, pages = rng.integers(0, 256, at[5]).astype(np.uint8), np.arange(GUEST_PAGES)
+    code = np.full(GUEST_PAGES, RC_BUSY, np.uint16)
+    out2, code2, track2, spare = out.copy(), code.copy(), track.copy(), scratch()
+    for _ in range(GUEST_PAGES):  # pages that share a frame find it claimed by one another
+        busy = snapshots.seal_rows(
+            ours.contents, ours.state, ours.owner, ours.guest_page, ours.directory, ours.keys, 1, pte, track, 2, aside,
+            aside_kind, aside_of, key, ad.copy(), 7, pages, out, at, spare, code,
+        )  # fmt: skip
+    expected = twins.seal_rows(
+        theirs, 1, pte, track2, 2, aside, aside_kind, aside_of, key, ad, 7, pages, out2, at, code2
+    )
+    assert busy == expected
+    for mine, other in ((code, code2), (track, track2), (out, out2)):
+        np.testing.assert_array_equal(mine, other)
+    assert_same_world(ours, theirs)
+    assert not spare.any()
+
+
+@every_size
+@pytest.mark.parametrize("flip", [False, True], ids=["whole", "altered"])
+@seeds(5)
+def test_rows_are_restored_as_the_twin_restores_them(seed, flip, size):
+    """All rows become the guest's, or none does and the frames are clear: no page of a damaged batch is the guest's."""
+    rng = np.random.default_rng(seed)
+    ours = random_world(rng, size, held=0.0)
+    batch, at, key, ad, *_ = a_sealed_batch(rng)
+    pte = np.zeros(GUEST_PAGES, np.uint32)
+    if size:
+        some = rng.permutation(size)[:GUEST_PAGES]
+        pte[: some.size] = some + 1
+        ours.state[some] = NS
+        ours.records[1][:] = 0
+        if seed == 4:
+            ours.state[some[0]], ours.records[1][3] = SEC, 4
+    if flip:
+        batch[at[0] + int(rng.integers(0, 4096 * ROWS))] ^= 1
+    theirs, rows = ours.copy(), rng.permutation(ROWS)[:5]
+    rc, rc2 = np.zeros(5, np.uint16), np.zeros(5, np.uint16)
+    bad = snapshots.restore_rows(
+        ours.contents, ours.state, ours.owner, ours.guest_page, ours.directory, 1, pte, batch.copy(), at, rows, key,
+        ad.copy(), scratch(2), rc,
+    )  # fmt: skip
+    assert bad == twins.restore_rows(theirs, 1, pte, batch, at, rows, key, ad, rc2)
+    np.testing.assert_array_equal(rc, rc2)
+    assert_same_world(ours, theirs)
+
+
+# --- dirty tracking ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2], ids=["open", "saving", "closed"])
+@seeds(3)
+def test_a_store_notes_itself_or_waits(seed, mode):
+    """While a snapshot is saved a store waits unless its page has been saved; closed, every store waits."""
+    rng = np.random.default_rng(seed)
+    track = rng.integers(0, 4, (GUEST_PAGES, 2)).astype(np.uint32)
+    theirs, word = track.copy(), np.uint64(3 << 2 | mode)
+    directory = np.zeros(2 * DIR_WORDS, np.uint64)
+    directory[DIR_WORDS + DIR_TRACK], directory[DIR_WORDS + DIR_GENERATION] = track.ctypes.data, word
+    answers = [tracking.note_store(directory, 1, page) for page in range(GUEST_PAGES)]
+    assert answers == [twins.note_store(word, theirs, page) for page in range(GUEST_PAGES)]
+    np.testing.assert_array_equal(track, theirs)
+    assert tracking.note_store(directory, 0, 5)
+    assert twins.note_store(word, None, 5)
+
+
+def test_a_published_word_is_there():
+    agree(tracking.publish_word, twins.publish_word, np.zeros(4, np.uint64), 2, 7 << 2 | 1)
+
+
+@seeds(5)
+def test_pages_are_chosen_by_generation(seed):
+    """Incremental: pages written since, and shared ones that the host holds; all others may be written at once."""
+    rng = np.random.default_rng(seed)
+    track = rng.integers(0, 5, (GUEST_PAGES, 2)).astype(np.uint32)
+    records = rng.integers(0, 64, GUEST_PAGES).astype(np.uint64)
+    agree(tracking.choose_pages, twins.choose_pages, track, records, seed, 9, np.zeros(GUEST_PAGES, np.int64))
+
+
+@every_size
+@seeds(4)
+def test_pages_are_copied_aside_as_the_twin_copies_them(seed, size):
+    """Copy-on-write: content and kind of what the guest has now; what has been saved is left alone."""
+    rng = np.random.default_rng(seed)
+    ours, pte = a_guest_with_pages(rng, size, held=0.2 if seed % 2 else 0.0)
+    theirs = ours.copy()
+    pages, rows = np.arange(GUEST_PAGES), rng.permutation(GUEST_PAGES)
+    mine = [
+        rng.integers(1, 3, (GUEST_PAGES, 2)).astype(np.uint32), np.zeros((GUEST_PAGES, 4096), np.uint8),
+        np.zeros(GUEST_PAGES, np.uint8), np.zeros(GUEST_PAGES, np.uint32), np.zeros(GUEST_PAGES, np.uint16),
+    ]  # fmt: skip
+    other = [array.copy() for array in mine]
+    copied = tracking.copy_aside(
+        ours.contents, ours.state, ours.owner, ours.guest_page, ours.directory, 1, pte, mine[0], 2, pages, rows,
+        *mine[1:],
+    )  # fmt: skip
+    assert copied == twins.copy_aside(theirs, 1, pte, other[0], 2, pages, rows, *other[1:])
+    for one, two in zip(mine, other, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert_same_world(ours, theirs)
+
+
+def test_what_is_shared_is_kept_as_shared():
+    """A page that the guest shares is a plain row, also when it was copied aside."""
+    rng = np.random.default_rng(1)
+    world = random_world(rng, 2, held=0.0)
+    world.state[:], world.owner[:], world.guest_page[:] = SHR, 1, [0, 1]
+    world.records[1][:2] = RECORD_IN
+    kinds, code, of = np.zeros(2, np.uint8), np.zeros(2, np.uint16), np.zeros(GUEST_PAGES, np.uint32)
+    tracking.copy_aside(
+        world.contents, world.state, world.owner, world.guest_page, world.directory, 1,
+        np.array([1, 2] + [0] * 10, np.uint32), np.zeros((GUEST_PAGES, 2), np.uint32), 1, np.arange(2), np.arange(2),
+        np.zeros((2, 4096), np.uint8), kinds, of, code,
+    )  # fmt: skip
+    assert kinds.tolist() == [1, 1]
+    assert code.tolist() == [tracking.RC_COPIED] * 2
+    assert RC_DONE not in code

@@ -1,0 +1,77 @@
+"""A walk under a throttle, by a clock of its own: it owes its pages to the clock, and nothing else lets it go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from lazypv.clocks.explore import Choice, ExploringClock
+from lazypv.explore.scenarios import SCENARIOS
+from lazypv.host.walk import Throttle, destroy_range
+from lazypv.series import Series
+
+from .check import Check, NoticedError
+
+PAGES = 8
+PAGES_PER_SECOND = 2.0
+
+
+def checks() -> Iterator[Check]:
+    """In batches of one page and of three; closed; and with no limit."""
+    for batch in (1, 3):
+        yield Check(f"a throttled walk in batches of {batch}", partial(_throttled, batch))
+    yield Check("a walk that is held back", _held_back)
+    yield Check("a walk without a limit", _unlimited)
+
+
+class _Walk:
+    """A walk over an address space in which everything is mapped, with a clock that is set by hand."""
+
+    def __init__(self, throttle: Throttle, batch: int) -> None:
+        world = SCENARIOS["shutdown"].build(Series(), PAGES)
+        self.time = 0.0
+        self._ultravisor = world.machine.ultravisor
+        self._begin = self._ultravisor.issued["DESTR_SEC_STOR"]
+        throttle.now = lambda: self.time
+        mm = world.processes[0].mm
+        self.end = mm.end
+        self._clock = ExploringClock()
+        walk = destroy_range(world.host.pages, mm, 0, 0, mm.end, batch, "destroyed_sync", throttle)
+        self._clock.start(walk, "walk")
+
+    def pages(self) -> int:
+        """Go on as far as it may; pages that it has destroyed so far."""
+        while self._clock.enabled():
+            self._clock.step(Choice(0))
+        return self._ultravisor.issued["DESTR_SEC_STOR"] - self._begin
+
+
+def _expect(found: int, pages: int, when: str) -> None:
+    if found != pages:
+        raise NoticedError(f"{found} pages were destroyed {when}, {pages} were to be")
+
+
+def _throttled(batch: int) -> None:
+    walk = _Walk(Throttle(PAGES_PER_SECOND), batch)
+    walk.time = 5.0
+    for number in range(1, walk.end // batch):
+        _expect(walk.pages(), number * batch, f"by {walk.time} s")
+        walk.time += 0.9 * batch / PAGES_PER_SECOND
+        _expect(walk.pages(), number * batch, f"by {walk.time} s, which is too early")
+        walk.time += 0.1 * batch / PAGES_PER_SECOND
+    walk.time += 1000.0
+    _expect(walk.pages(), min(walk.end, (walk.end // batch) * batch), "after a long time, of which no credit is left")
+
+
+def _held_back() -> None:
+    throttle = Throttle()
+    throttle.open = False
+    walk = _Walk(throttle, 1)
+    _expect(walk.pages(), 0, "while it was held back")
+    throttle.open = True
+    _expect(walk.pages(), walk.end, "afterwards")
+
+
+def _unlimited() -> None:
+    walk = _Walk(Throttle(), 3)
+    _expect(walk.pages(), walk.end, "without a limit")
