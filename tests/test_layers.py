@@ -44,6 +44,7 @@ TOWER = [
     {"lazypv.explore"},
     {"lazypv.trace"},
     {"lazypv.report"},
+    {"lazypv.upkeep"},
     {"lazypv.cli"},
     {"lazypv", "lazypv.__main__"},
 ]
@@ -58,7 +59,14 @@ BESIDE = {
 }
 MAY_IMPORT_BESIDE = {
     "lazypv.clocks": {"lazypv.scenario", "lazypv.explore", "lazypv.trace", "lazypv.report", "lazypv.cli"},
-    "lazypv.image": {"lazypv.scenario", "lazypv.report", "lazypv.cli", "lazypv", "lazypv.snapshot"},
+    "lazypv.image": {
+        "lazypv.scenario",
+        "lazypv.report",
+        "lazypv.upkeep",
+        "lazypv.cli",
+        "lazypv",
+        "lazypv.snapshot",
+    },
     "lazypv.explain": {"lazypv.cli", "lazypv"},
     "lazypv.files": {
         "lazypv.scenario",
@@ -68,7 +76,7 @@ MAY_IMPORT_BESIDE = {
         "lazypv.cli",
         "lazypv.snapshot",
     },
-    "lazypv.snapshot": {"lazypv.scenario", "lazypv.report", "lazypv.cli", "lazypv"},
+    "lazypv.snapshot": {"lazypv.scenario", "lazypv.report", "lazypv.upkeep", "lazypv.cli", "lazypv"},
     "lazypv.invariants": {"lazypv.scenario", "lazypv.explore", "lazypv.report", "lazypv.cli"},
 }
 BEHIND_THE_WALL = {"lazypv.ultravisor.vault", "lazypv.ultravisor.firmware"}

@@ -461,8 +461,8 @@ def open_row(batch, at, row, key, ad):
     return np.frombuffer(plain if kind == 2 else shown, np.uint8)
 
 
-def source_of(world, slot, pte, page, record):
-    """What a guest's page holds: (code, kind, content)."""
+def source_of(world, slot, pte, page, record, saved):
+    """What a guest's page holds: (code, kind, content); one that was saved meanwhile is asked for again."""
     where, version = record & 3, record >> 3
     if where == RECORD_NEVER:
         return RC_DONE, 0, np.zeros(PAGE_SIZE, np.uint8)
@@ -479,6 +479,8 @@ def source_of(world, slot, pte, page, record):
     if where == RECORD_OUT_SHARED and seen == NS:
         return RC_DONE, 1, content
     if where == RECORD_OUT and seen == NS:
+        if saved:
+            return RC_BUSY, 0, None
         plain = opened(content, world.tags[slot][page], page, version, DOMAIN_LIVE, world.keys[slot])
         if plain is not None:
             return RC_DONE, 2, plain
@@ -497,8 +499,9 @@ def seal_rows(world, slot, pte, track, now, aside, aside_kind, aside_of, key, ad
             row = aside_of[page] - 1
             code[i], kind, content = RC_DONE, int(aside_kind[row]), aside[row]
         else:
-            code[i], kind, content = source_of(world, slot, pte, page, record)
-            if code[i] == RC_DONE and track[page, 1] == now:
+            saved = track[page, 1] == now
+            code[i], kind, content = source_of(world, slot, pte, page, record, saved)
+            if code[i] == RC_DONE and saved:
                 code[i] = RC_BUSY
         if code[i] == RC_DONE:
             seal_row(out, at, i, content, page, kind, version, key, ad)

@@ -71,11 +71,14 @@ class LifetimeError(ModelError):
     ----------
     invariant : int
         The one that rules it out, as in semantics 9.
+    what : str
+        What happened, in words.
     """
 
     def __init__(self, invariant: int, what: str) -> None:
         super().__init__(f"{what} (invariant {invariant})")
         self.invariant = invariant
+        self.what = what
 
 
 class DeadlockError(ModelError):

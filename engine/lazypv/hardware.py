@@ -18,10 +18,10 @@ from lazypv.machine import AbsoluteStorage, HostFrames
 from lazypv.sizes import PAGE_SIZE, parse_pages
 from lazypv.ultravisor import BulkAnswer, Ultravisor, vault
 from lazypv.ultravisor.firmware import Firmware
-from lazypv.ultravisor.interface import ICPT_VALIDITY, PGM_ADDRESSING
-from lazypv_kernels import access
-from lazypv_kernels.layout import NO_OWNER, RC_BUSY, RC_DONE, RC_DTYPE
-from lazypv_kernels.workers import Workers
+from lazypv.ultravisor.interface import ICPT_VALIDITY, PGM_ADDRESSING, RC_CPUS_ALIVE, UVC
+from lazypv_kernels import access, batches
+from lazypv_kernels.layout import COUNTS, FRAME_DTYPE, NO_OWNER, RC_BUSY, RC_DONE, RC_DTYPE
+from lazypv_kernels.workers import CHUNK, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,6 +49,36 @@ class GuestCpu:
     cpu_handle: int
     asce: int
     translation: NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """Batches of a walk that were done as one.
+
+    Attributes
+    ----------
+    at : int
+        Next entry of the table.
+    batches, pages, largest : int
+        How many were done, the pages of all of them, and those of the largest.
+    done : int
+        Pages that were destroyed.
+    frames : int64[k]
+        The last batch, where it is not through; one reference on each.
+    answer : BulkAnswer or None
+        What the call on `frames` gave back, if it was made.
+    settled : int
+        How many of `frames` have been settled.
+    """
+
+    at: int
+    batches: int
+    pages: int
+    largest: int
+    done: int
+    frames: NDArray[np.int64]
+    answer: BulkAnswer | None
+    settled: int = 0
 
 
 class Machine:
@@ -244,6 +274,56 @@ class Machine:
             ),
         )  # fmt: skip
         return BulkAnswer.counted(code, counts)
+
+    def does_batches(self, batch: int) -> bool:
+        """Whether :meth:`destroy_batches` does what single calls would, as fast: no fault is due, no core idle."""
+        return not self.ultravisor.faulty and (self.workers.threads == 1 or batch <= CHUNK)
+
+    def destroy_batches(
+        self,
+        pte: NDArray[np.uint32],
+        at: int,
+        end: int,
+        batch: int,
+        limit: int,
+        *,
+        clear_mark: bool,
+        refused_stay: bool,
+        stop: NDArray[np.uint8],
+        gate: NDArray[np.uint8],
+    ) -> BatchRun:
+        """Take a reference on each frame of ``pte[at:end]``, destroy it, settle it: batch after batch, in one piece.
+
+        Parameters
+        ----------
+        batch, limit : int
+            Pages of a batch, and of all of them at most.
+        clear_mark : bool
+            Whether a destroyed page loses its mark (patch 02).
+        refused_stay : bool
+            Whether nothing more is to be done about a refused page; else the batch is left over.
+        stop, gate : uint8[1]
+            No further batch is begun once one of them is not 0.
+        """
+        firmware = vault.firmware_of(self.ultravisor)
+        frames, rc = np.empty(batch, FRAME_DTYPE), np.empty(batch, RC_DTYPE)
+        counts, tally = np.zeros(COUNTS, np.int64), np.zeros(batches.TALLY, np.int64)
+        how, at, left, settled = batches.destroy_batches(
+            firmware.storage.contents, firmware.state, firmware.owner, firmware.directory, RC_CPUS_ALIVE,
+            self.frames.byte, pte, at, end, limit, clear_mark, refused_stay, stop, gate, frames, rc, counts, tally,
+        )  # fmt: skip
+        count, pages, largest = tally.tolist()
+        done, noop, _, _ = counts.tolist()
+        self.ultravisor.count(UVC.DESTR_SEC_STOR, pages, noop)
+        frames = frames[:left]
+        if how in (batches.WHOLE, batches.GATHERED):
+            return BatchRun(int(at), count, pages, largest, done, frames, None)
+        rc = rc[:left]
+        busy, refused = int(np.count_nonzero(rc == RC_BUSY)), int(np.count_nonzero(rc > RC_DONE))
+        # Which of the others were clean before is in the sum only: all of them count as done there.
+        return BatchRun(
+            int(at), count, pages, largest, done, frames, BulkAnswer(rc, 0, 0, busy, refused), int(settled)
+        )
 
     def _require_frames(self, frames: NDArray[np.int64]) -> None:
         if frames.size and not 0 <= int(frames.min()) <= int(frames.max()) < self.pages:

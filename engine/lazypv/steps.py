@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -266,6 +266,55 @@ class Call(Step[T]):
         return self.name
 
 
+class Several(Step[T]):
+    """The batches that follow, as one: what the text would do next, again and again, as long as nobody could tell.
+
+    A batch stands in the text, once; `operation` is the same in one piece. So nobody has to do it: a clock that goes on
+    one by one gives back `none`, at once, which is no step in any order. Who does it holds `lock` shared until it ends,
+    and has it end behind the batch that is being done as soon as somebody wants the lock, waits for what a batch may
+    bring about, or is about to write what is `watched`.
+
+    Parameters
+    ----------
+    operation : callable
+        ``operation(stop)``: does batches until ``stop[0]`` (uint8[1]) is not 0; gives back a :class:`Batches`.
+    may_begin : callable
+        Whether the next batch would be done at all, now.
+    lock : Lock
+        What each batch holds, shared, for a part of its time.
+    watched : (object, str)
+        What the text looks at before each batch, as a :class:`Touch` names it.
+    """
+
+    __slots__ = ("lock", "may_begin", "none", "operation", "watched")
+
+    def __init__(
+        self,
+        operation: Callable[[NDArray[np.uint8]], Batches[T]],
+        may_begin: Callable[[], bool],
+        lock: Lock,
+        watched: tuple[object, str],
+        none: T,
+    ) -> None:
+        self.operation = operation
+        self.may_begin = may_begin
+        self.lock = lock
+        self.watched = watched
+        self.none = none
+
+    @property
+    def label(self) -> str:
+        return f"batches under {self.lock.name}"
+
+
+class Batches(NamedTuple, Generic[T]):
+    """What came of :class:`Several`: the answer, how many batches were done, and the pages of the largest."""
+
+    answer: T
+    count: int
+    largest: int
+
+
 class Alloc(Step["T | None"]):
     """Memory, a record, a node: may fail, then the text gets None."""
 
@@ -283,15 +332,19 @@ class Alloc(Step["T | None"]):
 class Wait(Step[None]):
     """Until `condition`, which has no side effects, holds.
 
-    With `outside`, something that is not a text can make it hold: time, a test, a person.
+    With `outside`, something that is not a text can make it hold: time, a test, a person. With `patient`, no batch of a
+    walk makes it hold, so that batches are done as one meanwhile (:class:`Several`).
     """
 
-    __slots__ = ("condition", "outside", "why")
+    __slots__ = ("condition", "outside", "patient", "why")
 
-    def __init__(self, condition: Callable[[], bool], why: str, *, outside: bool = False) -> None:
+    def __init__(
+        self, condition: Callable[[], bool], why: str, *, outside: bool = False, patient: bool = False
+    ) -> None:
         self.condition = condition
         self.why = why
         self.outside = outside
+        self.patient = patient
 
     @property
     def label(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lazypv_kernels.arrays import U8, U64, Integer
+from lazypv_kernels.arrays import I64, U8, U64, Integer
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
     CLAIMED,
@@ -21,6 +21,7 @@ from lazypv_kernels.layout import (
     TOUCH_ONE,
 )
 from lazypv_kernels.native import (
+    address_of,
     compare_and_swap,
     load_acquire,
     load_byte_at,
@@ -38,6 +39,36 @@ BUSY = 0xFF
 RECORD_BUSY = 0xFFFFFFFFFFFFFFFF
 """What :func:`claim_record` says of a record that somebody else has."""
 TOUCH_TRIES = 1 << 10
+EIGHT = 8
+"""Neighbouring frames whose bytes are one word: one locked instruction instead of eight.
+
+A locked instruction takes 6 ns, clearing a page 48; with three of them for each page a walk reached 0.73 of a fill.
+"""
+EACH = 0x0101010101010101
+"""A word of eight bytes of one; times a byte it is eight of that byte."""
+
+
+@kernel
+def eight_from(frames: I64, i: Integer, last: Integer, array: U8) -> bool:
+    """Whether ``frames[i:i+8]`` are neighbours whose elements of `array` are one aligned word."""
+    if i + EIGHT > last:
+        return False
+    frame = frames[i]
+    same = address_of(array, frame) & np.uint64(EIGHT - 1) == np.uint64(0)
+    for k in range(1, EIGHT):
+        same &= frames[i + k] == frame + k
+    return same
+
+
+@kernel
+def claim_eight(state: U8, frame: Integer, page_state: Integer) -> bool:
+    """Claim `frame` and its seven neighbours if all are in `page_state` and nobody has any of them.
+
+    state : uint8[n], whose elements of these frames are one aligned word.
+    """
+    address = address_of(state, frame)
+    free = np.uint64(EACH) * np.uint64(page_state)
+    return load_word_at(address) == free and swap_word_at(address, free, free | np.uint64(EACH * CLAIMED))
 
 
 @kernel

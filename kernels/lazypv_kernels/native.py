@@ -7,7 +7,7 @@ Pointers handed to Python objects at run time would make the callers uncacheable
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, Final
 
 import llvmlite.binding as llvm
 import nacl._sodium as _sodium
@@ -20,6 +20,9 @@ from numba.extending import intrinsic
 from lazypv_kernels.layout import PAGE_SIZE
 
 _LINE = 64
+
+ARGUMENTS_READ: Final[dict[str, tuple[int, ...]]] = {"load_acquire": (0,), "stream_copy_page": (2,)}
+"""Intrinsics that only read an array, by name: the positions of such arguments."""
 
 
 def _element(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:

@@ -111,8 +111,11 @@ def _seal_row(
             address_of(out, data), 0, source, PAGE_SIZE, address_of(ad, 0), AD_SIZE, 0, address_of(nonce, 0),
             address_of(key, 0),
         )  # fmt: skip
-        _copy_words(address_of(out, tag), spill, _TAG_WORDS)
+        # The only row of a batch has its own tag where this one is now: so it goes to the tag's place last.
+        made = spare + np.uint64(TAG_SIZE)
+        _copy_words(made, spill, _TAG_WORDS)
         _copy_words(spill, spare, _TAG_WORDS)
+        _copy_words(address_of(out, tag), made, _TAG_WORDS)
         return
     size = AD_SIZE
     where = address_of(ad, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer
-from lazypv_kernels.claims import BUSY, claim, publish
+from lazypv_kernels.claims import BUSY, EIGHT, claim, claim_eight, eight_from, publish
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
     ASCE,
@@ -57,12 +57,25 @@ def destroy_pages(
     """
     held = np.empty(CHUNK, np.int64)
     taken = 0
-    for i in range(first, last):
+    i = np.int64(first) - 1
+    while i + 1 < last:
+        i += 1
         frame = frames[i]
         seen = load_acquire(state, frame)
         if seen == NS or seen == ASCE:
             rc[i] = RC_DONE
             counts[COUNT_NOOP] += 1
+            continue
+        if seen == SEC and eight_from(frames, i, last, state) and _take_eight(state, owner, directory, frame):
+            if taken + EIGHT > CHUNK:
+                _clear_and_publish(contents, state, owner, held, taken)
+                taken = 0
+            for k in range(EIGHT):
+                held[taken + k] = frame + k
+                rc[i + k] = RC_DONE
+            taken += EIGHT
+            counts[COUNT_DONE] += EIGHT
+            i += EIGHT - 1
             continue
         seen = claim(state, frame)
         if seen == BUSY and taken > 0:
@@ -90,6 +103,21 @@ def destroy_pages(
                 _clear_and_publish(contents, state, owner, held, taken)
                 taken = 0
     _clear_and_publish(contents, state, owner, held, taken)
+
+
+@kernel
+def _take_eight(state: U8, owner: U16, directory: U64, frame: Integer) -> bool:
+    """Claim `frame` and its seven neighbours, all of them secure, of one owner, which has no CPUs; or none."""
+    if not claim_eight(state, frame, SEC):
+        return False
+    slot = owner[frame]
+    fits = load_acquire(directory, np.int64(slot) * DIR_WORDS + DIR_CPUS) == 0
+    for k in range(1, EIGHT):
+        fits &= owner[frame + k] == slot
+    if not fits:
+        for k in range(EIGHT):
+            publish(state, frame + k, SEC)
+    return fits
 
 
 @kernel

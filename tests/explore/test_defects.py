@@ -13,9 +13,11 @@ from lazypv.errors import UsageError
 from lazypv.explore import defects as defects_module
 from lazypv.explore.ablate import broken_without
 from lazypv.explore.defects import NOT_FOUND, Findings, Hunt, known
-from lazypv.explore.hunt import LADDER, Rung
+from lazypv.explore.hunt import LADDER, Case, Rung
+from lazypv.explore.scenarios import scenario
 from lazypv.explore.series_page import cases_of, defect_section, patch_section, replayed
 from lazypv.explore.story import story
+from lazypv.explore.switches import Switches
 from lazypv.series import DEFECTS, NOT_SWITCHED, PATCHES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "series.md").read_text(encoding="utf-8")
@@ -59,6 +61,18 @@ def test_a_defect_is_found_without_the_patch_that_hides_it():
     hidden = Hunt((), ("D2",))
     hidden.climb(LADDER[0])
     assert hidden.finds == []
+
+
+def test_what_either_of_two_defects_breaks_is_laid_to_neither():
+    """A refused page on the list: dropped by the drain that has no lock, and by the one that has."""
+    case = Case(scenario("shutdown"), Rung(2, 0, 1), Switches())
+    both = Hunt((), ("D19", "D20"))
+    both.search(case)
+    assert both.finds == []
+    for number in ("D19", "D20"):
+        alone = Hunt((), (number,))
+        alone.search(case)
+        assert [find.defect for find in alone.finds] == [number]
 
 
 def test_a_race_is_found_with_one_preemption():

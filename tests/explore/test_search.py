@@ -128,6 +128,18 @@ def test_a_capsule_is_replayed_by_another_run(tmp_path, capsys):
     assert "invariant 35 is broken" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("how", [["--finer"], ["--strategy", "random", "--runs", "50", "--seed", "3"]])
+def test_a_capsule_knows_how_its_order_was_come_by(tmp_path, capsys, how):
+    path = tmp_path / "found.json"
+    assert run(["explore", "shutdown", "--pages", "2", "--with-defect", "D3", "--capsule", str(path), *how]) == 3
+    written = json.loads(path.read_text())
+    assert written["finer"] == ("--finer" in how)
+    assert written["seed"] == ("3/shutdown/2" if "--seed" in how else "")
+    capsys.readouterr()
+    assert run(["explore", "--replay", str(path)]) == 3
+    assert "invariant 24 is broken" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -135,6 +147,9 @@ def test_a_capsule_is_replayed_by_another_run(tmp_path, capsys):
         ({"schema": "lazypv.capsule/9"}, "schema"),
         ({"scenario": "nothing"}, "not a scenario"),
         ({"schedule": [[0, 0]]}, "not a capsule"),
+        ({"schedule": [[0, 0, 10**12]]}, "not a capsule"),
+        ({"schedule": [[0, 99, 1]]}, "ends differently"),
+        ({"schedule": [[0, -1, 1]]}, "ends differently"),
         ({"fingerprint": "00"}, "ends differently"),
         ({"switches": {"preset": "repaired", "without": ["99"], "defects": []}}, "99"),
     ],

@@ -6,7 +6,7 @@ import pytest
 
 from lazypv.clocks.explore import Choice, Taken
 from lazypv.explore.faults import faults_for
-from lazypv.explore.run import Broken
+from lazypv.explore.run import Broken, Replayed
 from lazypv.explore.sampling import Manner, sample
 from lazypv.explore.scenarios import scenario
 from lazypv.explore.search import Bounds, Explorer
@@ -63,6 +63,58 @@ def test_a_fault_that_decides_is_kept():
     small = shrink(searcher, searcher.exhaust().broken[0])
     assert [line for line in story(small) if "DESTROY_SEC_CONF fails, refused" in line]
     assert size_of(small)[0] == 1
+
+
+class Judge:
+    """Stands for an explorer: a schedule breaks the invariant if it meets a condition."""
+
+    def __init__(self, condition):
+        self.condition = condition
+
+    def replay(self, schedule):
+        violation = Violation(1, "broken") if self.condition(schedule) else None
+        steps = tuple(Taken(f"actor {choice.actor}", "DESTROY_SEC_CPU") for choice in schedule)
+        return Replayed(violation, schedule, steps, "")
+
+
+def shrunk(actors, condition, faulty=()):
+    judge = Judge(condition)
+    schedule = tuple(Choice(actor, int(at in faulty)) for at, actor in enumerate(actors))
+    return shrink(judge, Broken(*judge.replay(schedule)._replace(violation=Violation(1, "broken"))[:4])).schedule
+
+
+def actors_of(schedule):
+    return [choice.actor for choice in schedule]
+
+
+def test_a_fault_goes_where_no_step_can():
+    small = shrunk([0, 1, 0], lambda schedule: actors_of(schedule) == [0, 1, 0], faulty={1})
+    assert [choice.fault for choice in small] == [0, 0, 0]
+
+
+def test_a_stretch_that_is_not_needed_goes():
+    def condition(schedule):
+        return actors_of(schedule).count(0) >= 3 and schedule[-1].actor == 0
+
+    assert actors_of(shrunk([0, 0, 1, 1, 1, 0], condition)) == [0, 0, 0]
+
+
+def test_stretches_of_one_actor_are_merged_where_each_step_is_needed():
+    assert actors_of(shrunk([0, 1, 0, 1], lambda schedule: sorted(actors_of(schedule)) == [0, 0, 1, 1])) in (
+        [0, 0, 1, 1],
+        [1, 1, 0, 0],
+    )
+
+
+def test_a_stretch_is_made_shorter():
+    assert actors_of(shrunk([0] * 9 + [1], lambda schedule: actors_of(schedule)[-1:] == [1])) == [1]
+    assert actors_of(shrunk([0] * 9 + [1], lambda schedule: actors_of(schedule)[:2] == [0, 0])) == [0, 0]
+
+
+def test_a_schedule_that_breaks_something_else_is_no_smaller_counterexample():
+    judge = Judge(lambda schedule: True)
+    broken = Broken(*judge.replay((Choice(0), Choice(1)))._replace(violation=Violation(2, "another"))[:4])
+    assert shrink(judge, broken) is broken
 
 
 # --- the story ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lazypv.steps import Acquire, Alloc, Bulk, Call, Lock, Release, Spawn, Step, Text, Touch, Wait
+from lazypv.steps import Acquire, Alloc, Bulk, Call, Lock, Release, Several, Spawn, Step, Text, Touch, Wait
 
 
 class Driven:
@@ -28,6 +28,8 @@ class Driven:
     def _send(self, value: object) -> None:
         try:
             self.pending = self._text.send(value)
+            while isinstance(self.pending, Several):
+                self.pending = self._text.send(self.pending.none)
         except StopIteration as stop:
             self.pending, self.result = None, stop.value
 

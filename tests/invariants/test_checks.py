@@ -7,6 +7,7 @@ import pytest
 
 import lazypv
 from lazypv.invariants import Remains, search_remains
+from lazypv.invariants.frames import free_too_early
 from lazypv.ultravisor.vault import firmware_of
 from lazypv_kernels.access import stamp_offset
 from lazypv_kernels.layout import CLAIMED, MARK_SECURE, NS, SEC
@@ -36,6 +37,23 @@ def firmware(vm):
 def test_1_a_secure_page_in_the_allocator(guest):
     guest.host.machine.frames.byte[guest.frame_of(5)] = 0
     assert 1 in numbers(guest)
+
+
+def test_14_a_marked_table_in_the_allocator(guest):
+    frames = guest.kernel_vm.gmap.table.frames
+    guest.host.machine.frames.byte[frames] = 0
+    assert 14 in numbers(guest)
+    assert 1 not in numbers(guest)
+
+
+def test_14_a_marked_table_does_no_harm_before_it_is_handed_out(guest):
+    """What is looked at after each step leaves it out, and nothing else."""
+    machine = guest.host.machine
+    machine.frames.byte[guest.kernel_vm.gmap.table.frames] = 0
+    assert free_too_early(machine, marked_tables_too=False) is None
+    assert free_too_early(machine, marked_tables_too=True).number == 14
+    machine.frames.byte[guest.frame_of(5)] = 0
+    assert free_too_early(machine, marked_tables_too=False).number == 1
 
 
 def test_2_a_secure_page_without_mark(guest):

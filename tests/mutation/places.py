@@ -1,8 +1,8 @@
 """Places of a module where a change is no change of behaviour: left out before anything is drawn.
 
-The rule is syntactic, so that it can be read off a file: annotations, ``if TYPE_CHECKING``, ``__repr__``, f-strings and
-the arguments of a ``raise`` (what an error says), the marks ``*`` and ``/`` between parameters, and module constants
-that nothing reads.
+The rule is syntactic, so that it can be read off a file: annotations, ``if TYPE_CHECKING``, protocols, ``__repr__``,
+f-strings, the arguments of a ``raise`` (what an error says), the marks ``*`` and ``/`` between parameters, and a
+module's constants that nothing reads.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def _silent(tree: ast.Module, read: set[str]) -> Iterator[ast.AST]:
 
 
 def _is_only_said(node: ast.AST) -> bool:
-    """``__repr__``, or a statement that only a type checker reads."""
+    """``__repr__``, or what only a type checker reads: ``if TYPE_CHECKING``, a protocol."""
+    if isinstance(node, ast.ClassDef):
+        return any(isinstance(base, ast.Name) and base.id == "Protocol" for base in node.bases)
     if isinstance(node, ast.If):
         return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
     return isinstance(node, ast.FunctionDef) and node.name == "__repr__"

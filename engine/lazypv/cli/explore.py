@@ -40,6 +40,7 @@ def explore(
         Strategy.EXHAUSTIVE
     ),
     preemptions: Annotated[int, typer.Option(min=0, help="How often an actor is left that could go on.")] = 2,
+    unbounded: Annotated[bool, typer.Option("--unbounded", help="No bound on that.")] = False,
     faults: Annotated[int, typer.Option(min=0, help="How many steps may fail in one run.")] = 0,
     runs: Annotated[int, typer.Option(min=1, help="Random runs, shared among the scenarios.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of random orders.")] = 0,
@@ -84,7 +85,7 @@ def explore(
         found = explore_all(
             scenario,
             switches,
-            Bounds(preemptions, faults, finer),
+            Bounds(None if unbounded else preemptions, faults, finer),
             pages=pages,
             strategy=strategy.value,
             runs=runs,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lazypv.errors import LazyPVError
-from lazypv.steps import Acquire, Alloc, Bulk, Call, Lock, Release, Spawn, Step, Text, Touch, Wait
+from lazypv.steps import Acquire, Alloc, Bulk, Call, Lock, Release, Several, Spawn, Step, Text, Touch, Wait
 
 Fault = Callable[[Callable[[], Any]], Any]
 """Does a step, given as a function, in the way in which it fails; what the text is given."""
@@ -51,7 +51,7 @@ class Actor:
     pending : Step or None
         What it awaits; None when it has ended.
     page : int
-        How many pages of a pending bulk step are done.
+        How many pages of a pending bulk step are done; of a call, whether it is done.
     answers : list
         What they gave back.
     claim : callable or None
@@ -83,7 +83,8 @@ class ExploringClock:
     ----------
     claims : callable or None
         ``claims(step, page)``: claim that page of a bulk step as a first half of doing it, and give back how to let go
-        of it; None if there is nothing to claim. Without it a page is one step.
+        of it; None if there is nothing to claim. With it a call, too, is two steps: what it does, and going on. Without
+        it a page, and a call, is one step.
     """
 
     def __init__(self, faults: Faults | None = None) -> None:
@@ -126,7 +127,8 @@ class ExploringClock:
         step = self.actors[number].pending
         if self.faults is None or step is None:
             return []
-        if isinstance(step, Bulk) and self.actors[number].page >= step.pages:
+        done = self.actors[number].page
+        if done and done >= (step.pages if isinstance(step, Bulk) else 1):
             return []
         return self.faults(step)
 
@@ -138,8 +140,10 @@ class ExploringClock:
         step, page = actor.pending, actor.page
         fault = self.faults_of(choice.actor)[choice.fault - 1][0] if choice.fault else ""
         answer = self.step(choice)
-        if step is None or not isinstance(step, Bulk):
+        if step is None or (not isinstance(step, Bulk) and not page):
             return Taken(actor.name, describe(step) if step else "", (), fault, _short(answer))
+        if not isinstance(step, Bulk):
+            return Taken(actor.name, f"go on after {describe(step)}")
         if page == step.pages:
             return Taken(actor.name, f"go on after {step.name}")
         if actor.claim is not None:
@@ -163,6 +167,10 @@ class ExploringClock:
             except Exception as error:
                 _raised_in(actor.text, error)
                 raise
+        if actor.page:
+            actor.page = 0
+            self._resume(actor, actor.answers.pop())
+            return None
         perform = _PERFORM[type(step)]
         try:
             answer = fault(lambda: perform(self, actor, step)) if fault else perform(self, actor, step)
@@ -172,7 +180,11 @@ class ExploringClock:
         except Exception as error:
             _raised_in(actor.text, error)
             raise
-        self._resume(actor, answer)
+        if self.claims is not None and type(step) is Call:
+            actor.page = 1
+            actor.answers.append(answer)
+        else:
+            self._resume(actor, answer)
         return answer
 
     def _page(self, actor: Actor, step: Bulk[Any], fault: Fault | None) -> Any:
@@ -221,6 +233,8 @@ class ExploringClock:
     def _resume(self, actor: Actor, value: Any, thrown: LazyPVError | None = None) -> None:
         try:
             step = actor.text.send(value) if thrown is None else actor.text.throw(thrown)
+            while type(step) is Several:
+                step = actor.text.send(step.none)
             if type(step) not in _STEPS:
                 step = actor.text.throw(TypeError(f"{step!r} is not a step"))
             actor.pending = step

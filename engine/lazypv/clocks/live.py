@@ -15,9 +15,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from lazypv.clocks.actors import Actor, Cancelled, Event, Fault, Hold, LongestHold, take_patiently
+from lazypv.clocks.runs import Runs, waits_for_batches
 from lazypv.clocks.trace import Trace
 from lazypv.errors import DeadlockError, LazyPVError, MemoryShortageError, ModelError
-from lazypv.steps import Acquire, Alloc, Bulk, Call, Lock, Release, Spawn, Step, Text, Touch, Wait
+from lazypv.steps import Acquire, Alloc, Bulk, Call, Lock, Release, Several, Spawn, Step, Text, Touch, Wait
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ class LiveClock:
         self._actors: list[Actor] = []
         self._parked: list[Actor] = []
         self._ended: list[Actor] = []
+        self._runs = Runs()
         self._ending = False
         self._poison: LazyPVError | None = None
         self._began = time.perf_counter()
@@ -62,6 +64,7 @@ class LiveClock:
             Acquire: self._acquire,
             Release: self._release,
             Bulk: self._bulk,
+            Several: self._several,
             Call: self._call,
             Alloc: self._alloc,
             Wait: self._wait,
@@ -231,6 +234,7 @@ class LiveClock:
 
     def _end(self) -> None:
         self._ending = True
+        self._runs.end_all()
         for parked in self._parked:
             parked.signal.give()
 
@@ -251,8 +255,10 @@ class LiveClock:
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
-    def _touch(self, _actor: Actor, _step: Touch) -> None:
-        """Whoever may go on now was woken when this step was awaited; nothing else happens at a touch."""
+    def _touch(self, _actor: Actor, step: Touch) -> None:
+        """Whoever may go on now was woken when this step was awaited; who looks at this before each batch looks now."""
+        if step.write:
+            self._runs.end_for_writer(step)
 
     def _acquire(self, actor: Actor, step: Acquire) -> None:
         lock, shared = step.lock, step.shared
@@ -273,16 +279,18 @@ class LiveClock:
 
     def _release(self, actor: Actor, step: Release) -> None:
         hold = actor.holds.pop(step.lock)
-        longest = self.holds.setdefault((step.lock.name, actor.name), LongestHold())
-        seconds = time.perf_counter() - hold.since
-        if hold.pages > longest.pages:
-            longest.pages = hold.pages
-        if hold.calls > longest.calls:
-            longest.calls = hold.calls
-        if seconds > longest.seconds:
-            longest.seconds = seconds
+        self._note_hold(actor, step.lock, hold.pages, hold.calls, time.perf_counter() - hold.since)
         step.lock.give_up(actor, step.shared)
         self._grant(step.lock)
+
+    def _note_hold(self, actor: Actor, lock: Lock, pages: int, calls: int, seconds: float) -> None:
+        longest = self.holds.setdefault((lock.name, actor.name), LongestHold())
+        if pages > longest.pages:
+            longest.pages = pages
+        if calls > longest.calls:
+            longest.calls = calls
+        if seconds > longest.seconds:
+            longest.seconds = seconds
 
     @staticmethod
     def _grant(lock: Lock) -> None:
@@ -311,6 +319,34 @@ class LiveClock:
             counts = (answer.done, answer.noop, answer.refused)
             self.timeline.append(Event(start, self.now(), actor.name, step.name, pages, *counts))
         return answer
+
+    def _several(self, actor: Actor, step: Several[Any]) -> Any:
+        """Many batches in one piece, while nobody could tell: nobody looks on, and nobody waits for what they do.
+
+        The lock is held all the time, but nobody waits for it longer than for one batch, so that a hold is counted as
+        one batch: the largest one's pages, the mean one's seconds.
+        """
+        looked_at = self.faults is not None or self.timeline is not None or self.trace is not None
+        if looked_at or actor.holds or any(waits_for_batches(parked) for parked in self._parked):
+            return step.none
+        if not step.may_begin() or not step.lock.try_take(actor, shared=True):
+            return step.none
+        run = self._runs.begin(step)
+        start = time.perf_counter()
+        try:
+            self._mutex.release()
+            try:
+                batches = step.operation(run.stop)
+            finally:
+                self._take_mutex()
+        finally:
+            self._runs.over(run)
+            step.lock.give_up(actor, shared=True)
+            self._grant(step.lock)
+        if batches.count:
+            seconds = (time.perf_counter() - start) / batches.count
+            self._note_hold(actor, step.lock, batches.largest, 0, seconds)
+        return batches.answer
 
     def _call(self, actor: Actor, step: Call[Any]) -> Any:
         if (fault := self._fault(step)) is not None:
@@ -356,6 +392,7 @@ class LiveClock:
             raise Cancelled
         actor.waits_for = why
         self._parked.append(actor)
+        self._runs.end_for_sleeper(actor)
         try:
             self._look_for_deadlock()
             timeout = OUTSIDE_POLL_SECONDS if actor.waiting is not None and actor.waiting.outside else -1

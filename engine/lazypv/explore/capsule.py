@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from lazypv._version import __version__
-from lazypv.clocks.explore import Choice
+from lazypv.clocks.explore import MOST_STEPS, Choice
 from lazypv.errors import UsageError
 from lazypv.explore.faults import faults_for
 from lazypv.explore.run import Broken, Replayed
@@ -25,7 +25,15 @@ SCHEMA = "lazypv.capsule/1"
 
 @dataclass(frozen=True)
 class Capsule:
-    """Everything that one run was: scenario, size, switches, schedule, and what it left."""
+    """Everything that one run was: scenario, size, switches, schedule, and what it left.
+
+    Attributes
+    ----------
+    finer : bool
+        Calls were two steps.
+    seed : str
+        What the order was drawn from; empty where all orders were searched.
+    """
 
     scenario: str
     pages: int
@@ -33,11 +41,16 @@ class Capsule:
     schedule: tuple[Choice, ...]
     fingerprint: str
     invariant: int
+    finer: bool = False
+    seed: str = ""
 
     @classmethod
-    def of(cls, name: str, pages: int, switches: Switches, broken: Broken) -> Capsule:
+    def of(
+        cls, name: str, pages: int, switches: Switches, broken: Broken, *, finer: bool = False, seed: str = ""
+    ) -> Capsule:
         """The capsule of a counterexample."""
-        return cls(name, pages, switches, broken.schedule, broken.fingerprint, broken.violation.number)
+        number = broken.violation.number
+        return cls(name, pages, switches, broken.schedule, broken.fingerprint, number, finer, seed)
 
     def as_object(self) -> dict[str, Any]:
         """For JSON; the schedule is run-length coded as [actor, fault, how often]."""
@@ -47,6 +60,8 @@ class Capsule:
             "scenario": self.scenario,
             "pages": self.pages,
             "switches": self.switches.as_object(),
+            "finer": self.finer,
+            "seed": self.seed,
             "invariant": self.invariant,
             "schedule": [[c.actor, c.fault, len(list(same))] for c, same in groupby(self.schedule)],
             "fingerprint": self.fingerprint,
@@ -76,9 +91,11 @@ class Capsule:
                 scenario=scenario(str(found["scenario"])).name,
                 pages=int(found["pages"]),
                 switches=Switches.from_object(found["switches"], policy),
-                schedule=tuple(Choice(int(a), int(f)) for a, f, n in found["schedule"] for _ in range(int(n))),
+                schedule=_schedule([(int(a), int(f), int(n)) for a, f, n in found["schedule"]]),
                 fingerprint=str(found["fingerprint"]),
                 invariant=int(found["invariant"]),
+                finer=bool(found["finer"]),
+                seed=str(found["seed"]),
             )
         except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path}: is not a capsule ({error!r})") from error
@@ -95,8 +112,17 @@ class Capsule:
         with self.switches.blamed():
             world = of.build(self.switches.series(), self.pages, self.switches.policy)
             faults = faults_for(world.machine.ultravisor)
-            run = Explorer(world, of.scene, Bounds(None, len(self.schedule)), faults).replay(self.schedule)
+            bounds = Bounds(None, len(self.schedule), self.finer)
+            run = Explorer(world, of.scene, bounds, faults).replay(self.schedule)
+        if run.strayed:
+            raise UsageError("the capsule's schedule cannot be followed here: it ends differently after some steps")
         if run.violation is None or run.violation.number != self.invariant or run.fingerprint != self.fingerprint:
             what = "no violation" if run.violation is None else f"invariant {run.violation.number}"
             raise UsageError(f"the capsule's schedule ends differently here: {what}, not invariant {self.invariant}")
         return run
+
+
+def _schedule(stretches: list[tuple[int, int, int]]) -> tuple[Choice, ...]:
+    if sum(times for _, _, times in stretches) > MOST_STEPS + 1:
+        raise ValueError(f"a run has at most {MOST_STEPS} steps")
+    return tuple(Choice(actor, fault) for actor, fault, times in stretches for _ in range(times))

@@ -165,10 +165,14 @@ class Hunt:
         self.finds: list[Find] = []
 
     def climb(self, rung: Rung) -> None:
-        """Search every scenario on one rung, until each is whole or what breaks is nobody's alone."""
+        """Search every scenario on one rung."""
         for scenario in SCENARIOS.values():
-            while self._find_one(Case(scenario, rung, self._with(self.left))):
-                pass
+            self.search(Case(scenario, rung, Switches()))
+
+    def search(self, case: Case) -> None:
+        """Search again and again, until nothing breaks or what breaks is nobody's alone."""
+        while self._find_one(case.of(self._with(self.left))):
+            pass
 
     def _with(self, defects: tuple[str, ...]) -> Switches:
         return Switches(without=self.without, defects=defects)

@@ -27,6 +27,7 @@ from lazypv.explore.faults import faults_for
 from lazypv.explore.sampling import Manner, sample
 from lazypv.explore.scenarios import scenario
 from lazypv.explore.search import Bounds, Branch, Explorer, Outcome
+from lazypv.explore.shrink import shrink
 from lazypv.explore.switches import Switches
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Desk:
     explorers: dict[tuple[str, int, Bounds, Switches], Explorer] = field(default_factory=dict)
 
     def work(self, job: Job, stop: Callable[[], bool]) -> Outcome:
-        """Do a job until `stop` says so; what is left of it is in the outcome.
+        """Do a job until `stop` says so; what is left of it is in the outcome, and counterexamples are small.
 
         Raises
         ------
@@ -83,8 +84,11 @@ class Desk:
         with job.switches.blamed():
             explorer = self._explorer(job)
             if job.manner is not None:
-                return sample(explorer, job.numbers, job.seed, job.manner, stop)
-            return explorer.exhaust(list(job.todo), stop=stop)
+                outcome = sample(explorer, job.numbers, job.seed, job.manner, stop)
+            else:
+                outcome = explorer.exhaust(list(job.todo), stop=stop)
+            outcome.broken = [shrink(explorer, broken) for broken in outcome.broken]
+            return outcome
 
     def _explorer(self, job: Job) -> Explorer:
         key = (job.name, job.pages, job.bounds, job.switches)
@@ -233,9 +237,7 @@ def _result(future: Future[Outcome | _Failed]) -> Outcome:
     try:
         found = future.result()
     except BrokenProcessPool as error:
-        raise MemoryShortageError(
-            "a process that explored was ended from outside"
-        ) from error
+        raise MemoryShortageError("a process that explored was ended from outside") from error
     if isinstance(found, _Failed):
         failure = LazyPVError(found.text)
         failure.exit_status = found.exit_status

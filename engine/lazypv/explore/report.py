@@ -59,7 +59,16 @@ class Exploration:
         self.explored.append(Explored(job.name, job.pages, job.bounds, outcome))
         for broken in outcome.broken:
             self.counterexamples.append((job.name, broken))
-            self.capsules.append(Capsule.of(job.name, job.pages, job.switches, broken))
+            self.capsules.append(
+                Capsule.of(
+                    job.name,
+                    job.pages,
+                    job.switches,
+                    broken,
+                    finer=job.bounds.finer,
+                    seed=job.seed if job.manner else "",
+                )
+            )
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""

@@ -32,12 +32,19 @@ class Broken:
 
 
 class Replayed(NamedTuple):
-    """A schedule that was run once more, told step by step."""
+    """A schedule that was run once more, told step by step.
+
+    Attributes
+    ----------
+    strayed : bool
+        One of its choices could not be taken; from there on the run went as it came.
+    """
 
     violation: Violation | None
     schedule: Schedule
     steps: tuple[Taken, ...]
     fingerprint: str
+    strayed: bool = False
 
 
 class Run:
@@ -104,7 +111,7 @@ class Run:
         except UnprotectedAccessError:
             raise
         except LazyPVError as error:
-            self.violation = Violation(_number_of(error), str(error))
+            self.violation = _violation(error)
             return
         self.violation = self._look()
 
@@ -143,7 +150,7 @@ class Run:
     def _look(self) -> Violation | None:
         for actor in self.clock.actors:
             if actor.error is not None and not (self.world.faulted and isinstance(actor.error, GuestStartError)):
-                return Violation(_number_of(actor.error), f"{actor.name}: {actor.error}")
+                return _violation(actor.error)
         return self._look_around()
 
     def _stuck(self) -> Violation | None:
@@ -158,13 +165,13 @@ def _standing(actor: Actor) -> list[Any]:
     """Where an actor stands: its text, and how far its bulk step has come."""
     step = actor.pending
     if not isinstance(step, Bulk):
-        return [actor.text]
+        return [actor.text, actor.page, actor.answers]
     claimed = actor.claim is not None
     return [actor.text, actor.page, claimed, step.columns, [answer.rc for answer in actor.answers]]
 
 
-def _number_of(error: LazyPVError) -> int:
+def _violation(error: LazyPVError) -> Violation:
     """The invariant behind what a text broke down with: a process that was killed made no progress (35)."""
     if isinstance(error, LifetimeError):
-        return error.invariant
-    return 35 if error.exit_status == EXIT_VIOLATION else 25
+        return Violation(error.invariant, error.what)
+    return Violation(35 if error.exit_status == EXIT_VIOLATION else 25, str(error))

@@ -242,14 +242,20 @@ class Explorer:
         """
         run = self.run(tell=True)
         try:
-            left = list(reversed(schedule))
+            left, strayed = list(reversed(schedule)), False
             while enabled := run.enabled():
-                if left and left[-1].actor not in enabled:
+                if left and not _is_possible(run, enabled, left[-1]):
                     left.clear()
+                    strayed = True
                 run.step(left.pop() if left else Choice(enabled[0]))
             if run.violation is None:
                 run.wind_up()
             fingerprint = self.world.fingerprint(run.steps)
         finally:
             run.close()
-        return Replayed(run.violation, tuple(run.choices), tuple(run.steps), fingerprint)
+        return Replayed(run.violation, tuple(run.choices), tuple(run.steps), fingerprint, strayed)
+
+
+def _is_possible(run: Run, enabled: list[int], choice: Choice) -> bool:
+    """A schedule that somebody wrote, or of another version, may say what cannot be."""
+    return choice.actor in enabled and 0 <= choice.fault <= len(run.clock.faults_of(choice.actor))

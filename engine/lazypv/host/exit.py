@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lazypv.errors import LifetimeError
+from lazypv.host.mm import MM_USERS
 from lazypv.steps import Alloc, Bulk, Touch
 from lazypv.ultravisor import BulkAnswer
 from lazypv_kernels.layout import RC_DONE, RC_DTYPE
@@ -62,7 +63,7 @@ def knows_who_drains(host: Host) -> bool:
 
 
 async def _drop_user(mm: Mm) -> bool:
-    await Touch(mm, "mm_users", write=True)
+    await Touch(mm, MM_USERS, write=True)
     mm.users -= 1
     if mm.users < 0:
         raise LifetimeError(25, "mm_users was dropped below zero")

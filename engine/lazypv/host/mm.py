@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
     from lazypv.host.gmap import Gmap
     from lazypv.machine import HostFrames
+
+
+MM_USERS: Final = "mm_users"
+"""What its accesses are called: whoever looks at it again and again asks to be told of writes."""
 
 
 class Backing(Enum):
@@ -142,13 +146,13 @@ class Mm:
 
     async def read_users(self) -> int:
         """``mm_users`` as it is now; others take and drop references meanwhile."""
-        await Touch(self, "mm_users")
+        await Touch(self, MM_USERS)
         self._must_live()
         return self.users
 
     async def get_not_zero(self) -> bool:
         """``mmget_not_zero``: become a user unless the last one has left."""
-        await Touch(self, "mm_users", write=True)
+        await Touch(self, MM_USERS, write=True)
         self._must_live()
         if self.users == 0:
             return False
@@ -194,6 +198,10 @@ class Mm:
             "gather", lambda: self._gather(at, end, limit), self, uvc=False, pages_of=lambda found: found[0].size
         )
         return found
+
+    def range_at(self, at: int) -> Vma | None:
+        """The range that has page `at`, or None. Ranges neither come nor go while anything runs in them."""
+        return next((vma for vma in self.vmas if vma.start <= at < vma.end), None)
 
     def _gather(self, at: int, end: int, limit: int) -> tuple[NDArray[np.int64], int]:
         found: list[NDArray[np.int64]] = []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lazypv.host.ledger import Ledger
-from lazypv.steps import Bulk, Wait
+from lazypv.steps import Batches, Bulk, Wait
 from lazypv.ultravisor import BulkAnswer
 from lazypv.ultravisor.interface import BIT_UVC_FEAT_MISC, CONV_TO_RC_NOT_MAPPED
 from lazypv_kernels.layout import MARK_SECURE, NO_FRAME, RC_BUSY, RC_DONE, RC_DTYPE
@@ -60,8 +60,46 @@ class SecurePages:
         )
         self.ledger.add(account, answer.done)
 
+    def destroy_batches(
+        self,
+        pte: NDArray[np.uint32],
+        at: int,
+        end: int,
+        batch: int,
+        limit: int,
+        account: str,
+        stop: NDArray[np.uint8],
+        gate: NDArray[np.uint8],
+        *,
+        base: int,
+        or_export: bool,
+    ) -> Batches[tuple[Frames, int, int]]:
+        """Gather from ``pte[at:end]`` and :meth:`destroy_and_put`, batch after batch, in one piece.
+
+        Gives back what the last batch has left over (busy pages, or all of them: gathered only), where to go on in the
+        address space, whose page `base` is the table's first, and how many pages are gone.
+        """
+        run = self.machine.destroy_batches(
+            pte, at, end, batch, limit,
+            clear_mark=self.series.clear_marks, refused_stay=not or_export, stop=stop, gate=gate,
+        )  # fmt: skip
+        self.ledger.add(account, run.done)
+        left = run.frames
+        if run.answer is not None:
+            answer, left = run.answer, left[run.settled :]
+            answer.rc = answer.rc[run.settled :]
+            if or_export:
+                self._export_refused(left, answer)
+            self._settle(left, answer, drop=True)
+            left = left[answer.rc == RC_BUSY]
+        return Batches((left, base + run.at, run.pages), run.batches, run.largest)
+
     def _destroy_else_export(self, frames: Frames) -> BulkAnswer:
         answer = self.ultravisor.destroy_pages(frames)
+        self._export_refused(frames, answer)
+        return answer
+
+    def _export_refused(self, frames: Frames, answer: BulkAnswer) -> None:
         if answer.refused:
             refused = np.flatnonzero(answer.rc > RC_DONE)
             exported = self.ultravisor.export_pages(frames[refused])
@@ -69,7 +107,6 @@ class SecurePages:
             answer.noop += exported.done + exported.noop
             answer.busy += exported.busy
             answer.refused = exported.refused
-        return answer
 
     async def destroy_kept(self, frames: Frames, account: str) -> BulkAnswer:
         """Destroy `frames` and clear the mark of each that was; references are dropped where that succeeded."""
@@ -123,12 +160,15 @@ class SecurePages:
     def _call_and_settle(self, call: Callable[[Frames], BulkAnswer], frames: Frames, drop: bool) -> BulkAnswer:
         """Issue `call`; then, page by page, clear the mark on success only (patch 02) and drop the reference."""
         answer = call(frames)
+        self._settle(frames, answer, drop)
+        return answer
+
+    def _settle(self, frames: Frames, answer: BulkAnswer, drop: bool) -> None:
         if answer.busy:
             drop_now = answer.rc != RC_BUSY
             self.frames.settle(frames[drop_now], answer.rc[drop_now], clear_mark=self.series.clear_marks, drop=drop)
         else:
             self.frames.settle(frames, answer.rc, clear_mark=self.series.clear_marks, drop=drop)
-        return answer
 
     async def make_accessible(self, frames: Frames) -> Codes:
         """Let the host at `frames`: nothing if unmarked, else pin, else export (``arch_make_page_accessible``).

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from lazypv.errors import UsageError
-from lazypv.steps import Wait
+import numpy as np
+
+from lazypv.host.mm import MM_USERS
+from lazypv.host.throttle import UNLIMITED, Throttle
+from lazypv.steps import Batches, Several, Wait
+from lazypv_kernels.layout import FRAME_DTYPE
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from lazypv.host.mm import Mm
     from lazypv.host.secure_pages import SecurePages
+
+    Left = tuple[NDArray[np.int64], int, int]
+
+__all__ = ["DESTROY_LOOP_THRESHOLD", "LIVE_BATCH", "Throttle", "destroy_range"]
 
 DESTROY_LOOP_THRESHOLD: Final = 32
 """Pages of a batch, as posted."""
@@ -17,46 +27,7 @@ LIVE_BATCH: Final = 512
 """Pages of a batch of the live clock: 32 costs two to three times the downtime, since steps cost more than pages."""
 
 
-class Throttle:
-    """How fast background walks may go, and whether they may go at all.
-
-    Attributes
-    ----------
-    open : bool
-        False holds every walk back at its next batch.
-    pages_per_second : float or None
-        So many pass in a second of the clock, after a burst of one batch; None for no limit.
-    now : callable
-        The clock's seconds; who drives the texts sets it.
-    """
-
-    def __init__(self, pages_per_second: float | None = None) -> None:
-        if pages_per_second is not None and pages_per_second <= 0:
-            raise UsageError(f"a throttle of {pages_per_second} pages a second is refused: it has to be above 0")
-        self.open = True
-        self.pages_per_second = pages_per_second
-        self.now = _no_time
-        self._debt = 0.0
-        self._since = 0.0
-
-    def may_pass(self) -> bool:
-        """Whether the next batch may go."""
-        return self.open and self._owed() <= 0
-
-    def passed(self, pages: int) -> None:
-        """A batch of `pages` has gone."""
-        if self.pages_per_second is not None:
-            self._debt = self._owed() + pages
-            self._since = self.now()
-
-    def _owed(self) -> float:
-        if self.pages_per_second is None:
-            return 0.0
-        return max(0.0, self._debt - self.pages_per_second * (self.now() - self._since))
-
-
-def _no_time() -> float:
-    return 0.0
+_NO_FRAMES = np.empty(0, FRAME_DTYPE)
 
 
 async def destroy_range(
@@ -82,16 +53,47 @@ async def destroy_range(
     if not pages.series.batched_walk:
         await _destroy_under_the_lock(pages, mm, start, end, account, throttle, or_export)
         return
+    throttle = UNLIMITED if throttle is None else throttle
     at = start
     while at < end and await mm.read_users() > users:
-        if throttle is not None and not throttle.may_pass():
+        if not throttle.may_pass():
             await Wait(throttle.may_pass, "the throttle", outside=True)
+        throttle.begin()
         async with mm.mmap_lock.shared():
             frames, at = await mm.gather(at, end, batch)
-        if frames.size:
+        while frames.size:
             await pages.destroy_and_put(frames, account, or_export=or_export)
-            if throttle is not None:
-                throttle.passed(frames.size)
+            throttle.passed(frames.size)
+            frames, at, gone = await _further_batches(pages, mm, users, at, end, batch, account, throttle, or_export)
+            throttle.passed(gone)
+
+
+def _further_batches(
+    pages: SecurePages,
+    mm: Mm,
+    users: int,
+    at: int,
+    end: int,
+    batch: int,
+    account: str,
+    throttle: Throttle,
+    or_export: bool,
+) -> Several[Left]:
+    """The batches of the walk that follow, as one; what is left over of the last, where to go on, pages that are gone."""
+
+    def may_begin() -> bool:
+        wanted = at < end and not mm.freed and mm.users > users and throttle.may_pass()
+        return wanted and mm.range_at(at) is not None and pages.machine.does_batches(batch)
+
+    def run(stop: NDArray[np.uint8]) -> Batches[Left]:
+        vma = mm.range_at(at)
+        assert vma is not None
+        return pages.destroy_batches(
+            vma.pte, at - vma.start, min(end, vma.end) - vma.start, batch, throttle.room(), account,
+            stop, throttle.gate, base=vma.start, or_export=or_export,
+        )  # fmt: skip
+
+    return Several(run, may_begin, mm.mmap_lock, (mm, MM_USERS), (_NO_FRAMES, at, 0))
 
 
 async def _destroy_under_the_lock(

@@ -183,7 +183,7 @@ class Host(SnapshotHost):
         self.kernel.reap()
 
     async def _drained(self) -> None:
-        await Wait(lambda: self.kernel.threads == 0, "background threads to end")
+        await Wait(lambda: self.kernel.threads == 0, "background threads to end", patient=True)
 
     def check(self) -> list[Violation]:
         """The invariants that arrays and structures can show, now. Nothing may be running."""

@@ -70,7 +70,7 @@ def read_header(source: Source) -> Unverified:
     try:
         schema = layout.schema_with(message)
         header = Header.decode(schema.metadata or {})
-    except (ValueError, TypeError, pa.ArrowException) as error:
+    except (ValueError, TypeError, OSError, pa.ArrowException) as error:
         raise DamagedSnapshotError(source.name, "header", f"is not that of a snapshot ({error})") from error
     return Unverified(message, header, Layout(size, header.rows, header.metadata_size), schema)
 

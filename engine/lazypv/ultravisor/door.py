@@ -79,17 +79,23 @@ class Door:
         rc = np.empty(column.size, RC_DTYPE)
         counts = self._workers.add_up(column.size, lambda first, last, into: work(first, last, rc, into))
         answer = BulkAnswer.counted(rc, counts)
-        self._count(command, column.size, answer.noop)
+        self.count(command, column.size, answer.noop)
         return answer
 
     def _faulted(self, command: UVC, size: int) -> BulkAnswer:
         code, self.refuse, self.stall = self.refuse, 0, False
-        self._count(command, size)
+        self.count(command, size)
         if code:
             return all_refused(size, code)
         return BulkAnswer(np.full(size, RC_BUSY, RC_DTYPE), 0, busy=size)
 
-    def _count(self, command: UVC, pages: int = 1, useless: int = 0) -> None:
+    @property
+    def faulty(self) -> bool:
+        """Whether a fault is due at one of the next calls."""
+        return self.refuse != 0 or self.stall
+
+    def count(self, command: UVC, pages: int = 1, useless: int = 0) -> None:
+        """Enter calls that were issued, over `pages` pages, and how many of them found nothing to do."""
         with self._count_lock:
             self.issued[command.name] += pages
             if useless:

@@ -53,7 +53,7 @@ class LifecycleCalls(Door):
 
     def init_uv(self, frames: Frames) -> Answer:
         """INIT_UV (0x000f): take `frames`, the Ultravisor's base storage, for good."""
-        self._count(UVC.INIT_UV)
+        self.count(UVC.INIT_UV)
         firmware = self._checked(frames)
         with firmware.lock:
             if self._initialised:
@@ -81,7 +81,7 @@ class LifecycleCalls(Door):
 
         Source: semantics 2.3, 3.3; invariant 13.
         """
-        self._count(UVC.CREATE_SEC_CONF)
+        self.count(UVC.CREATE_SEC_CONF)
         self._checked(table)
         firmware = self._checked(donated)
         with firmware.lock:
@@ -110,7 +110,7 @@ class LifecycleCalls(Door):
 
         Source: semantics 2.3, invariants 8, 16.
         """
-        self._count(UVC.DESTROY_SEC_CONF)
+        self.count(UVC.DESTROY_SEC_CONF)
         firmware = vault.firmware_of(self)
         with firmware.lock:
             configuration = firmware.configurations.get(handle)
@@ -138,7 +138,7 @@ class LifecycleCalls(Door):
 
     def create_sec_cpu(self, handle: int, number: int, frames: Frames) -> Answer:
         """CREATE_SEC_CPU (0x0120) with CPU storage `frames`; the CPU handle is in the answer."""
-        self._count(UVC.CREATE_SEC_CPU)
+        self.count(UVC.CREATE_SEC_CPU)
         firmware = self._checked(frames)
         with firmware.lock:
             configuration = firmware.configurations.get(handle)
@@ -158,7 +158,7 @@ class LifecycleCalls(Door):
 
     def destroy_sec_cpu(self, cpu_handle: int) -> Answer:
         """DESTROY_SEC_CPU (0x0121): its storage is cleared and given back."""
-        self._count(UVC.DESTROY_SEC_CPU)
+        self.count(UVC.DESTROY_SEC_CPU)
         firmware = vault.firmware_of(self)
         with firmware.lock:
             found = firmware.cpus.pop(cpu_handle, None)
@@ -172,7 +172,7 @@ class LifecycleCalls(Door):
 
     def set_sec_conf_params(self, handle: int, header: ImageHeader) -> Answer:
         """SET_SEC_CONF_PARAMS (0x0300): what the boot image's header says."""
-        self._count(UVC.SET_SEC_CONF_PARAMS)
+        self.count(UVC.SET_SEC_CONF_PARAMS)
         configuration = self._configuration(handle)
         if configuration is None:
             return refused(UVC_RC_INV_GHANDLE)
@@ -181,7 +181,7 @@ class LifecycleCalls(Door):
 
     def verify_img(self, handle: int) -> Answer:
         """VERIFY_IMG (0x0302): all parts of the image are there and whole; CPUs may start."""
-        self._count(UVC.VERIFY_IMG)
+        self.count(UVC.VERIFY_IMG)
         configuration = self._configuration(handle)
         if configuration is None:
             return refused(UVC_RC_INV_GHANDLE)
@@ -192,7 +192,7 @@ class LifecycleCalls(Door):
 
     def cpu_set_state(self, cpu_handle: int, operating: bool) -> Answer:
         """CPU_SET_STATE (0x0330): operating-load, or stopped."""
-        self._count(UVC.CPU_SET_STATE)
+        self.count(UVC.CPU_SET_STATE)
         firmware = vault.firmware_of(self)
         with firmware.lock:
             found = firmware.cpus.get(cpu_handle)
@@ -206,7 +206,7 @@ class LifecycleCalls(Door):
 
     def set_unshare_all(self, handle: int) -> Answer:
         """SET_UNSHARE_ALL (0x0340): every shared page of the configuration is private again; its CPUs are stopped."""
-        self._count(UVC.SET_UNSHARE_ALL)
+        self.count(UVC.SET_UNSHARE_ALL)
         firmware = vault.firmware_of(self)
         configuration = firmware.admit(handle)
         if configuration is None:

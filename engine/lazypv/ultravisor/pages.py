@@ -78,7 +78,7 @@ class PageCalls(Door):
         image = configuration.image if configuration else None
         if configuration is None or image is None:
             code = UVC_RC_INV_GHANDLE if configuration is None else UVC_RC_INV_STATE
-            self._count(UVC.UNPACK_IMG, pages.size)
+            self.count(UVC.UNPACK_IMG, pages.size)
             return all_refused(pages.size, code)
         answer = self._import(UVC.UNPACK_IMG, handle, pages, image)
         with vault.firmware_of(self).lock:
@@ -89,7 +89,7 @@ class PageCalls(Door):
         firmware = vault.firmware_of(self)
         configuration = firmware.admit(handle)
         if configuration is None:
-            self._count(command, pages.size)
+            self.count(command, pages.size)
             return all_refused(pages.size, UVC_RC_INV_GHANDLE)
         key, tags, first_page = (image._key, image._tags, image.first) if image else (_NO_KEY, _NO_TAGS, 0)
         misc = BIT_UVC_FEAT_MISC in firmware.feature_bits

@@ -343,7 +343,7 @@ class SnapshotCalls(Door):
             )  # fmt: skip
         finally:
             firmware.dismiss(configuration)
-        self._count(UVC.CONV_TO_SEC_STOR, rows.size)
+        self.count(UVC.CONV_TO_SEC_STOR, rows.size)
         return rc, bad
 
     def end_restore(self, handle: int) -> None:

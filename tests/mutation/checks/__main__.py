@@ -18,7 +18,20 @@ from .check import Check, NoticedError
 
 def all_checks() -> Iterator[Check]:
     """In the order in which they are made."""
-    from . import accounts, calls, codes, footprints, known, policies, refusals, runs, searches, throttles
+    from . import (
+        accounts,
+        calls,
+        codes,
+        footprints,
+        ioctls,
+        known,
+        moments,
+        policies,
+        refusals,
+        runs,
+        searches,
+        throttles,
+    )
 
     yield from codes.checks()
     yield from calls.checks()
@@ -27,6 +40,8 @@ def all_checks() -> Iterator[Check]:
     yield from throttles.checks()
     yield from accounts.checks()
     yield from footprints.checks()
+    yield from ioctls.checks()
+    yield from moments.checks()
     yield from policies.checks()
     yield from runs.checks()
     yield from searches.with_faults()
@@ -42,11 +57,12 @@ def main(report: str, engine: str) -> int:
             file.write(json.dumps(line) + "\n")
             file.flush()
 
-        check = "import"
+        compiled, check = _unknown, "import"
         try:
             import lazypv
             from lazypv_kernels.compiled import compilations
 
+            compiled = compilations
             if not Path(lazypv.__file__).is_relative_to(engine):
                 raise LookupError(f"lazypv was imported from {lazypv.__file__}, not from {engine}")
             for each in all_checks():
@@ -54,15 +70,19 @@ def main(report: str, engine: str) -> int:
                 tell(check=check)
                 each.look()
         except NoticedError as noticed:
-            tell(check=check, outcome="violation", text=str(noticed)[:300])
+            tell(check=check, outcome="violation", text=str(noticed)[:300], compiled=compiled())
             return 1
         except BaseException as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{error!r} at {Path(where.filename).name}:{where.lineno}"
-            tell(check=check, outcome="exception", text=text[:300])
+            tell(check=check, outcome="exception", text=text[:300], compiled=compiled())
             return 1
-        tell(check="", outcome="survived", text="", compiled=compilations())
+        tell(check="", outcome="survived", text="", compiled=compiled())
         return 0
+
+
+def _unknown() -> int:
+    return 0
 
 
 if __name__ == "__main__":

@@ -9,10 +9,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+from tests.host.stepping import Stepper
+
 from lazypv.clocks.explore import Choice
 from lazypv.explore.search import Bounds
+from lazypv.host.host import PRIVATE_SIZE, SHARED_FILE_SIZE, SPECIAL_SIZE, frames_for
+from lazypv.host.kvm import StorageSizes
+from lazypv.host.set_aside import PV_MAX_LAZY_COUNT
 from lazypv.invariants import LastInstruction, OldRun
 from lazypv.series import Series
+from lazypv.sizes import parse_pages
 
 from .check import Check, NoticedError
 from .searches import explorer
@@ -53,6 +60,12 @@ def checks() -> Iterator[Check]:
     """Each of them, in the order in which its actors come."""
     for expected in EXPECTED:
         yield Check(f"accounts of {expected.scenario}, {expected.nodes} nodes at once", partial(_accounts, expected))
+    for nodes in (1, 2, 3):
+        yield Check(f"nodes of the list are filled, {nodes} at once", partial(_nodes_are_full, nodes))
+    for series in (Series(), Series().with_defects("D17")):
+        yield Check("accounts of the next run's shutdown", partial(_next_shutdown, series))
+    yield Check("useless calls are counted", _useless_calls)
+    yield Check("a guest takes its frames, and little more", _frames_for)
 
 
 def _accounts(expected: Expected) -> None:
@@ -82,3 +95,61 @@ def _what_happens(expected: Expected) -> tuple[OldRun, dict[int, int]]:
         return start.so_far(host), dict(host.ledger.exceptions - before)
     finally:
         run.close()
+
+
+def _nodes_are_full(nodes: int) -> None:
+    """Only the first node of a list has room (invariant 26)."""
+    world = explorer("shutdown", Series(), PAGES, Bounds(0), nodes=nodes).world
+    world.restore()
+    Stepper().run(world.processes[0].exit())
+    aside = world.processes[0].mm.set_aside
+    counts = [node.count for node in aside.nodes]
+    if not counts or any(count != aside.node_capacity for count in counts[1:]):
+        raise NoticedError(f"nodes of the list hold {counts} pages, there is room for {aside.node_capacity}")
+
+
+def _next_shutdown(series: Series) -> None:
+    """A reboot whose cleaner is through does not cost the next run that its pages are set aside when it ends."""
+    world = explorer("shutdown", series, PAGES, Bounds(0)).world
+    world.restore()
+    vm, host, stepper = world.vms[0], world.host, Stepper()
+    stepper.run(world.disable(vm))
+    stepper.run(world.bring_up(vm))
+    stepper.threads[0].finish()
+    start = LastInstruction.of(host, vm.kvm.pv.handle)
+    stepper.run(world.processes[0].exit())
+    stepper.threads[1].finish()
+    found = start.so_far(host)
+    if found.check() or (found.owned, found.set_aside) != (1, 1):
+        raise NoticedError(f"one page was to be set aside: {found}")
+
+
+def _useless_calls() -> None:
+    """Without patch 02 every page that was destroyed is asked for twice in vain (semantics 4.2, step 6)."""
+    for series, calls in ((Series(), 0), (Series().without("02"), 2 * PAGES)):
+        world = explorer("reboot-with-the-parameter-off", series, PAGES, Bounds(0), lazy_destroy=False).world
+        world.restore()
+        vm, host, stepper = world.vms[0], world.host, Stepper()
+        stepper.run(world.disable(vm))
+        before = host.ledger.pages["useless_calls"]
+        stepper.run(host.pages.make_accessible(vm.gmap.pte.astype(np.int64) - 1))
+        found = host.ledger.pages["useless_calls"] - before
+        if found != calls:
+            raise NoticedError(f"{found} useless calls were counted, {calls} were made")
+
+
+def _frames_for() -> None:
+    sizes = StorageSizes()
+    process = frames_for(0, 0, sizes)
+    for pages in (1 << 10, 1 << 15):
+        for vcpus in (1, 4):
+            more = frames_for(pages, vcpus, sizes) - process
+            storage = 2 * (sizes.total(pages, vcpus) - sizes.total(0, 0))
+            nodes = pages // PV_MAX_LAZY_COUNT + 1
+            if not pages + storage <= more <= pages + storage + nodes:
+                raise NoticedError(f"{pages} pages and {vcpus} CPUs take {more} frames more")
+            if sizes.total(pages, vcpus) != 32 + pages // 256 + 5 * vcpus:
+                raise NoticedError(f"{pages} pages and {vcpus} CPUs take {sizes.total(pages, vcpus)} frames of storage")
+    least = parse_pages(PRIVATE_SIZE) + parse_pages(SHARED_FILE_SIZE) + parse_pages(SPECIAL_SIZE)
+    if not least <= process <= least + 200:
+        raise NoticedError(f"a process takes {process} frames, {least} of them for its own pages")

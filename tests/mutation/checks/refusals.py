@@ -15,7 +15,7 @@ from lazypv.host.kvm import StorageSizes
 from lazypv.host.walk import Throttle
 from lazypv.machine import AbsoluteStorage
 from lazypv.sizes import PAGE_SIZE
-from lazypv.ultravisor import ImageHeader, Ultravisor
+from lazypv.ultravisor import Answer, ImageHeader, Ultravisor
 from lazypv.ultravisor.firmware import Firmware
 from lazypv.ultravisor.interface import (
     INIT_UV_RC_DONE_ALREADY,
@@ -41,6 +41,7 @@ def checks() -> Iterator[Check]:
     yield Check("bad use is refused", _bad_use)
     yield Check("the Ultravisor is initialised once, with storage that is there", _initialisation)
     yield Check("an image is unpacked, or refused", _image)
+    yield Check("what is executed says so", _executed)
     yield Check("calls that work on one configuration at once", _at_once)
     yield Check("a fault that is injected strikes once", _injected)
     yield Check("the Ultravisor has as many places as it says", _places)
@@ -129,6 +130,31 @@ def _image() -> None:
     _expect("verifying a half", ultravisor.verify_img(guest.handle).rc, RC_NOT_COMPLETE)
     _expect("the other page", guest.unpack(2), [RC_DONE])
     _expect("verifying all", ultravisor.verify_img(guest.handle).rc, 1)
+
+
+def _executed() -> None:
+    """Condition code 0, rc 1, rrc 0; a handle where one is made; pages where some are cleaned."""
+    ultravisor = Machine(FRAMES * PAGE_SIZE, uv_base_pages=1).ultravisor
+    table = np.arange(20, 24)
+    conf = ultravisor.create_sec_conf(np.array([30]), 4, 20 * PAGE_SIZE, table, np.arange(11, 15, dtype=np.uint32))
+    cpu = ultravisor.create_sec_cpu(conf.handle, 0, np.array([31]))
+    header = ImageHeader.seal(np.zeros((0, PAGE_SIZE), np.uint8), 0)
+    ultravisor.import_pages(conf.handle, np.array([0, 1]))
+    ultravisor.share_pages(conf.handle, np.array([1]), True)
+    answers = [
+        conf._replace(handle=0),
+        cpu._replace(handle=0),
+        ultravisor.set_sec_conf_params(conf.handle, header),
+        ultravisor.verify_img(conf.handle),
+        ultravisor.cpu_set_state(cpu.handle, True),
+        ultravisor.cpu_set_state(cpu.handle, False),
+        ultravisor.set_unshare_all(conf.handle),
+        ultravisor.destroy_sec_cpu(cpu.handle),
+        ultravisor.destroy_sec_conf(conf.handle),
+    ]
+    pages = [0, 0, 0, 0, 0, 0, 1, 0, 2]
+    _expect("answers", answers, [Answer(0, 1, 0, 0, count) for count in pages])
+    _expect("handles of two things", len({0, conf.handle, cpu.handle}), 3)
 
 
 def _injected() -> None:

@@ -9,7 +9,9 @@ from lazypv.guest import Workload
 from lazypv.hardware import Machine
 from lazypv.image import image_for
 from lazypv.scenario.compare import machine_size
+from lazypv.scenario.host import Host
 from lazypv.scenario.measure import Job, Kind, Policy, measure
+from lazypv.series import Series
 
 from .check import Check, NoticedError
 
@@ -24,6 +26,7 @@ def checks() -> Iterator[Check]:
     for kind in kinds:
         for policy in policies:
             yield Check(f"{kind} {policy}", partial(_run, kind, policy, hold_back=kind == "reboot"))
+    yield Check("reboot without 05, held back", _held_back)
     yield Check("reboot lazy, no contents", partial(_run, "reboot", "lazy", contents=False))
 
 
@@ -47,3 +50,25 @@ def _run(kind: Kind, policy: Policy, hold_back: bool = False, contents: bool = T
     if measured.violations:
         violation = measured.violations[0]
         raise NoticedError(f"invariant {violation.number}: {violation.text}")
+
+
+def _held_back() -> None:
+    """The walk of before patch 05, too, waits outside until it may go, and nobody takes that for a deadlock."""
+    machine = Machine(machine_size(MEMORY, 2))
+    host = Host(machine, series=Series().without("05"), sync_below=SYNC_BELOW)
+    try:
+        vm = host.create_vm(MEMORY)
+        vm.protect()
+        vm.run(Workload(touches=256))
+        host.kernel.throttle.open = False
+        report = vm.reboot()
+        if not report.deferred or not host.kernel.threads:
+            raise NoticedError(f"nothing was held back: {report}")
+        host.kernel.throttle.open = True
+        host.drain()
+        violations = [*vm.accounts().check(), *host.check()]
+    finally:
+        host.close()
+        machine.close()
+    if violations:
+        raise NoticedError(f"invariant {violations[0].number}: {violations[0].text}")

@@ -15,11 +15,6 @@ from lazypv.series import Series
 
 from .check import Check, NoticedError
 
-WITH_PREEMPTIONS = (
-    "shutdown", "shutdown-during-cleanup", "two-guests-in-one-process", "reboot-into-normal", "killed-during-reboot",
-    "another-guest-afterwards", "unmap-during-cleanup", "reboot-into-protected",
-)  # fmt: skip
-"""Scenarios whose orders with one preemption are all run: those that take seconds."""
 RANDOM_ORDERS = 30
 """Of each scenario, in two ways: with up to two faults; and with each call on a page in two steps."""
 SHAPES: dict[str, dict[str, Any]] = {
@@ -74,8 +69,8 @@ def _with_faults(name: str, pages: int, shape: dict[str, Any]) -> None:
 
 
 def with_preemptions() -> Iterator[Check]:
-    """All orders with one preemption where that takes seconds; and random ones of all."""
-    for name in WITH_PREEMPTIONS:
+    """All orders with one preemption, and random ones."""
+    for name in SCENARIOS:
         yield Check(f"explore {name}, 2 pages, 1 preemption", partial(_all_orders, name))
     for name in SCENARIOS:
         yield Check(f"explore {name}, 3 pages, {RANDOM_ORDERS} random orders", partial(_random_orders, name))

@@ -1,0 +1,198 @@
+"""Compile every kernel before anybody waits for one.
+
+Which kinds of arguments a kernel meets is not written down anywhere, since it would go stale. Instead small guests go
+through everything the program does: reboots and shutdowns, exploring, snapshots and what becomes of them. What is left
+then, for the rare cases, is compiled for the kinds that its parameters have in the other kernels.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import tempfile
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numba import from_dtype, types
+
+import lazypv_kernels
+from lazypv.explore.report import explore_all
+from lazypv.explore.search import Bounds
+from lazypv.explore.switches import Switches
+from lazypv.guest import Workload
+from lazypv.hardware import Machine
+from lazypv.image.synthetic import synthetic
+from lazypv.scenario import VM, Host
+from lazypv.scenario.compare import machine_size
+from lazypv.scenario.compare import warm as reboot_and_shut_down
+from lazypv.scenario.snapshot_jobs import boot
+from lazypv.sizes import parse_size
+from lazypv.snapshot.keys import SnapshotKey
+from lazypv_kernels import compiled
+from lazypv_kernels.compiled import KERNELS, cache_directory, compilations
+from lazypv_kernels.door import ELEMENTS
+
+if TYPE_CHECKING:
+    from lazypv.scenario.compare import ProgressReport
+    from lazypv_kernels.compiled import Kernel
+
+MACHINE: Final = "96MiB"
+GUEST: Final = "2MiB"
+IMAGE: Final = "1MiB"
+BELOW: Final = "1MiB"
+SCENE: Final = "reboot-into-protected"
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """What was done.
+
+    Attributes
+    ----------
+    kernels, signatures : int
+        How many there are, and for how many kinds of arguments this process has them now.
+    compiled, loaded : int
+        How many of these signatures were compiled, and how many had been kept by an earlier process.
+    seconds : float
+    folder : Path
+        Where they are kept.
+    """
+
+    kernels: int
+    signatures: int
+    compiled: int
+    loaded: int
+    seconds: float
+    folder: Path
+
+
+def warm(progress: ProgressReport) -> Warmed:
+    """Compile all kernels, or load those that were kept."""
+    began = time.perf_counter()
+    for module in pkgutil.iter_modules(lazypv_kernels.__path__):
+        importlib.import_module(f"{lazypv_kernels.__name__}.{module.name}")
+    progress.expect(len(KERNELS))
+    ready: set[str] = set()
+
+    def tell(kernel: Kernel) -> None:
+        name = f"{kernel.py_func.__module__}.{kernel.py_func.__name__}"
+        if name not in ready:
+            ready.add(name)
+            progress(name)
+
+    compiled.LISTENERS.append(tell)
+    try:
+        _live_through_everything()
+        for kernel in KERNELS:
+            if not kernel.signatures:
+                kernel.compile(signature_like_others(kernel))
+    finally:
+        compiled.LISTENERS.remove(tell)
+    return Warmed(
+        kernels=len(KERNELS),
+        signatures=sum(len(kernel.signatures) for kernel in KERNELS),
+        compiled=compilations(),
+        loaded=sum(sum(kernel.stats.cache_hits.values()) for kernel in KERNELS),
+        seconds=time.perf_counter() - began,
+        folder=cache_directory(),
+    )
+
+
+# --- guests that go through everything -------------------------------------------------------------------------------
+
+
+def _live_through_everything() -> None:
+    image = synthetic(size=parse_size(IMAGE))
+    for threads in (1, 2):
+        machine = Machine(machine_size(parse_size(MACHINE), 2), threads=threads)
+        try:
+            reboot_and_shut_down(machine, image)
+            _snapshots(machine, image)
+        finally:
+            machine.close()
+    explore_all(
+        SCENE, Switches(), Bounds(1, 1), pages=2, strategy="exhaustive", runs=1, seed=0, progress=_Nobody()
+    )  # fmt: skip
+
+
+def _snapshots(machine: Machine, image: Any) -> None:
+    """Saved, saved again as a child, restored, and restored lazily."""
+    host = Host(machine, sync_below=BELOW)
+    try:
+        with tempfile.TemporaryDirectory(prefix="lazypv-warm-") as name:
+            folder = Path(name)
+            key = SnapshotKey.create(folder / "key")
+            whole, child = folder / "whole.arrow", folder / "child.arrow"
+            vm = boot(host, image, parse_size(GUEST), 2)
+            vm.share(np.arange(8, 12))
+            vm.snapshot(whole, key=key)
+            vm.write_pages(np.arange(20), np.ones((20, 4096), np.uint8))
+            vm.snapshot(child, key=key, parent=whole)
+            _end(vm)
+            for lazy in (False, True):
+                vm = host.restore(child, key=key, lazy=lazy, prefetch=False)
+                vm.run(Workload("uniform", touches=64))
+                vm.complete_restore()
+                vm.reboot()
+                _end(vm)
+        host.check()
+    finally:
+        host.close()
+
+
+def _end(vm: VM) -> None:
+    vm.kill()
+    vm.host.drain()
+
+
+class _Nobody:
+    def expect(self, phases: int) -> None:
+        pass
+
+    def __call__(self, phase: str) -> None:
+        pass
+
+
+# --- what nobody has called ------------------------------------------------------------------------------------------
+
+
+def signature_like_others(kernel: Kernel) -> tuple[types.Type, ...]:
+    """Kinds of arguments for a `kernel` that nothing has called: those of parameters of the same name elsewhere."""
+    known = {
+        (parameter.name, parameter.annotation): kind
+        for other in KERNELS
+        for signature in other.signatures[:1]
+        for parameter, kind in zip(inspect.signature(other.py_func).parameters.values(), signature, strict=True)
+        if isinstance(kind, types.Array)
+    }
+    parameters = inspect.signature(kernel.py_func).parameters.values()
+    return tuple(_kind_of(kernel, parameter, known) for parameter in parameters)
+
+
+def _kind_of(kernel: Kernel, parameter: inspect.Parameter, known: dict[tuple[str, str], types.Array]) -> types.Type:
+    if parameter.annotation == "bool":
+        return types.boolean
+    element = ELEMENTS.get(parameter.annotation)
+    if element is None:
+        return types.int64
+    dimensions = _indices(kernel, parameter.name)
+    if dimensions == 0 and (parameter.name, parameter.annotation) in known:
+        return known[parameter.name, parameter.annotation]
+    return types.Array(from_dtype(np.dtype(element)), max(dimensions, 1), "C")
+
+
+def _indices(kernel: Kernel, name: str) -> int:
+    """With how many indices the kernel itself takes elements of `name`; 0 if it only hands it on."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(kernel.py_func)))
+    found = [
+        len(node.slice.elts) if isinstance(node.slice, ast.Tuple) else 1
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == name
+    ]
+    return max(found, default=0)
