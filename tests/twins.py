@@ -134,6 +134,19 @@ def claim(state, frame):
     return seen
 
 
+def eight_from(frames, i, last, array):
+    aligned = (array.ctypes.data + int(frames[i])) % 8 == 0
+    return bool(i + 8 <= last and aligned and np.all(np.diff(frames[i : i + 8]) == 1))
+
+
+def claim_eight(state, frame, page_state):
+    eight = state[frame : frame + 8]
+    if np.any(eight != page_state):
+        return False
+    eight |= CLAIMED
+    return True
+
+
 def publish(state, frame, page_state):
     state[frame] = page_state
 
@@ -738,6 +751,17 @@ def get_references(host, frames, first, last):
     return last
 
 
+def hold_eight(pte, entry, host):
+    frames = pte[entry : entry + 8].astype(np.int64) - 1
+    if frames[0] < 0 or np.any(np.diff(frames) != 1) or (host.ctypes.data + frames[0]) % 8:
+        return False
+    counts = host[frames] & REFERENCES
+    if np.any((counts == 0) | (counts > 61)):
+        return False
+    host[frames] += 1
+    return True
+
+
 def gather(pte, at, end, host, limit, frames):
     count = 0
     for entry in range(at, end):
@@ -865,6 +889,31 @@ def _guest_pages_of(state, owner, slot, first, last):
     return (owner[first:last] == slot) & (seen >= SEC) & (seen <= PSH)
 
 
+def wanted(state, owner, host, page_state, slot, mark, first, last):
+    match = ((state & STATE_MASK) == page_state) & ((host & mark) == mark)
+    if slot != 0xFFFF:
+        match &= owner == slot
+    return first + np.flatnonzero(match[first:last])
+
+
+def find_frames(state, owner, host, page_state, slot, mark, first, last, frames):
+    found = wanted(state, owner, host, page_state, slot, mark, first, last)
+    count = min(found.size, frames.size)
+    frames[:count] = found[:count]
+    return count, (max(first, last) if count == found.size else found[count])
+
+
+def count_frames(state, owner, host, page_state, slot, mark, first, last):
+    return wanted(state, owner, host, page_state, slot, mark, first, last).size
+
+
+def find_free_run(host, start, align, want):
+    for at in range(-(-start // align) * align, host.size - want + 1, align):
+        if not host[at : at + want].any():
+            return at
+    return -1
+
+
 def census(state, owner, first, last, counts):
     np.add.at(counts, (owner[first:last], state[first:last] & STATE_MASK), 1)
 
@@ -936,3 +985,26 @@ def fill_hash_table(table, values):
     table[:] = 0
     table[: len(members)] = members
     return 0
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def destroy_batches(
+    contents, state, owner, directory, refused_rc, host, pte, at, end, limit, clear_mark, refused_stay, stop, gate,
+    frames, rc, counts, tally,
+):  # fmt: skip
+    """The calls of a batch by their own twins, one after the other."""
+    while at < end and tally[1] + frames.size <= limit and not stop[0] and not gate[0]:
+        count, at, overflow = gather(pte, at, end, host, frames.size, frames)
+        if count < frames.size:
+            return (1 if count or overflow else 0), at, count, 0
+        busy, refused = counts[COUNT_BUSY], counts[COUNT_REFUSED]
+        destroy_pages(contents, state, owner, directory, refused_rc, frames, 0, count, rc, counts)
+        tally[:] = tally[0] + 1, tally[1] + count, max(tally[2], count)
+        if counts[COUNT_BUSY] > busy or (counts[COUNT_REFUSED] > refused and not refused_stay):
+            return 2, at, count, 0
+        settled = settle(host, frames, 0, count, rc, clear_mark, True)[1]
+        if settled < count:
+            return 2, at, count, settled
+    return 0, at, 0, 0

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
+import numba
 import numpy as np
 
 from lazypv.errors import ModelError
@@ -131,6 +132,44 @@ def make_secure_again(machine: Machine, frames: Frames) -> None:
     firmware.owner[frames] = firmware.slots
     machine.frames.byte[frames] |= MARK_SECURE
     firmware.state[frames] = SEC
+
+
+_MARK = np.uint64(0xA5A5A5A5A5A5A5A5)
+"""What is written where everything has to be zero afterwards."""
+
+
+def soil(contents: NDArray[np.uint8]) -> None:
+    """Write something into the first, the middle and the last line of each page, so that what is not cleared shows."""
+    words = contents.view(np.uint64)
+    for word in (0, words.shape[1] // 2, words.shape[1] - 1):
+        words[:, word] = _MARK
+
+
+def expect_zero(machine: Machine, frames: Frames) -> None:
+    """Every byte of `frames` is zero.
+
+    Raises
+    ------
+    ModelError
+        One is not: what was measured has not written what it says.
+    """
+    words = vault.firmware_of(machine.ultravisor).storage.words
+    left = int(_not_zero(words, np.ascontiguousarray(frames)))
+    if left:
+        raise ModelError(f"{left} of {frames.size} pages are not zero after what was measured")
+
+
+def _count_not_zero(words: NDArray[np.uint64], frames: Frames) -> int:
+    left = 0
+    for i in range(frames.size):
+        every = np.uint64(0)
+        for k in range(words.shape[1]):
+            every |= words[frames[i], k]
+        left += every != np.uint64(0)
+    return left
+
+
+_not_zero = numba.njit(nogil=True)(_count_not_zero)
 
 
 def expect_destroyed(machine: Machine, frames: Frames) -> None:

@@ -18,7 +18,19 @@ from lazypv_bench.rig import Rig
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-SUBJECTS: Final = ("walks", "downtime", "boot", "snapshots", "startup", "exploring")
+SUBJECTS: Final = (
+    "destroy",
+    "walks",
+    "ciphers",
+    "scaling",
+    "scans",
+    "throttled",
+    "downtime",
+    "boot",
+    "snapshots",
+    "startup",
+    "exploring",
+)
 """Modules that declare benchmarks, in the order in which they are listed."""
 
 for _subject in SUBJECTS:

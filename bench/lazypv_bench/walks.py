@@ -18,7 +18,7 @@ from lazypv.scenario import VM, Host
 from lazypv.sizes import PAGE_SIZE
 from lazypv_bench.harness import Work, benchmark
 from lazypv_bench.limits import streaming_fill
-from lazypv_bench.rig import Rig, contents_of, expect_destroyed, frames_of, make_secure_again
+from lazypv_bench.rig import Rig, contents_of, expect_destroyed, expect_zero, frames_of, make_secure_again, soil
 from lazypv_bench.rivals import numpy_fancy_index, python_loop
 
 if TYPE_CHECKING:
@@ -34,19 +34,19 @@ NEIGHBOUR_UNIT: Final = "of the guest's speed alone"
 FOR_EVER: Final = 1 << 60
 
 
-@benchmark("destroy.walk32", limit=streaming_fill, rivals=[numpy_fancy_index, python_loop])
+@benchmark("destroy.walk32", limit=streaming_fill, rivals=[numpy_fancy_index, python_loop], bar=0.6)
 def destroy_walk32(rig: Rig) -> Work:
     """The background walk in batches of 32 pages, as posted; no guest is running."""
     return walk(rig, DESTROY_LOOP_THRESHOLD)
 
 
-@benchmark("destroy.walk512", limit=streaming_fill, rivals=[numpy_fancy_index, python_loop], bar=0.7)
+@benchmark("destroy.walk512", limit=streaming_fill, rivals=[numpy_fancy_index, python_loop], bar=0.75)
 def destroy_walk512(rig: Rig) -> Work:
     """The background walk in batches of 512 pages, as the live clock does it; no guest is running."""
     return walk(rig, LIVE_BATCH)
 
 
-@benchmark("destroy.walk4096", limit=streaming_fill, rivals=[numpy_fancy_index, python_loop], bar=0.78)
+@benchmark("destroy.walk4096", limit=streaming_fill, rivals=[numpy_fancy_index, python_loop], bar=0.8)
 def destroy_walk4096(rig: Rig) -> Work:
     """The background walk in batches of 4096 pages; no guest is running."""
     return walk(rig, LARGE_BATCH)
@@ -64,8 +64,8 @@ def destroy_walk512_beside(rig: Rig) -> Work:
     return beside_a_guest(rig, LIVE_BATCH)
 
 
-@benchmark("destroy.walk4096.beside", limit=streaming_fill, unit=NEIGHBOUR_UNIT)
-def destroy_walk4096_beside(rig: Rig) -> Work:
+@benchmark("destroy.beside_guest", limit=streaming_fill, unit=NEIGHBOUR_UNIT, bar=0.5)
+def destroy_beside_guest(rig: Rig) -> Work:
     """The same, batches of 4096, while another guest's CPU reads its own pages."""
     return beside_a_guest(rig, LARGE_BATCH)
 
@@ -116,6 +116,15 @@ def _mapped_guest(rig: Rig, host: Host) -> VM:
 def _walk_over(vm: VM) -> Work:
     kernel, mm, base = vm.host.kernel, vm.kernel_vm.mm, vm.kernel_vm.base
     frames = frames_of(vm)
+    contents = contents_of(vm.host.machine, frames)
+
+    def prepare() -> None:
+        soil(contents)
+        make_secure_again(vm.host.machine, frames)
+
+    def finish() -> None:
+        expect_destroyed(vm.host.machine, frames)
+        expect_zero(vm.host.machine, frames)
 
     def run() -> None:
         text = destroy_range(
@@ -126,9 +135,9 @@ def _walk_over(vm: VM) -> Work:
     return Work(
         run=run,
         bytes=vm.pages * PAGE_SIZE,
-        prepare=lambda: make_secure_again(vm.host.machine, frames),
-        finish=lambda: expect_destroyed(vm.host.machine, frames),
-        contents=contents_of(vm.host.machine, frames),
+        prepare=prepare,
+        finish=finish,
+        contents=contents,
     )
 
 

@@ -308,7 +308,7 @@ class Machine:
         firmware = vault.firmware_of(self.ultravisor)
         frames, rc = np.empty(batch, FRAME_DTYPE), np.empty(batch, RC_DTYPE)
         counts, tally = np.zeros(COUNTS, np.int64), np.zeros(batches.TALLY, np.int64)
-        how, at, left, settled = batches.destroy_batches(
+        how, next_entry, left, settled = batches.destroy_batches(
             firmware.storage.contents, firmware.state, firmware.owner, firmware.directory, RC_CPUS_ALIVE,
             self.frames.byte, pte, at, end, limit, clear_mark, refused_stay, stop, gate, frames, rc, counts, tally,
         )  # fmt: skip
@@ -317,12 +317,12 @@ class Machine:
         self.ultravisor.count(UVC.DESTR_SEC_STOR, pages, noop)
         frames = frames[:left]
         if how in (batches.WHOLE, batches.GATHERED):
-            return BatchRun(int(at), count, pages, largest, done, frames, None)
+            return BatchRun(int(next_entry), count, pages, largest, done, frames, None)
         rc = rc[:left]
         busy, refused = int(np.count_nonzero(rc == RC_BUSY)), int(np.count_nonzero(rc > RC_DONE))
         # Which of the others were clean before is in the sum only: all of them count as done there.
         return BatchRun(
-            int(at), count, pages, largest, done, frames, BulkAnswer(rc, 0, 0, busy, refused), int(settled)
+            int(next_entry), count, pages, largest, done, frames, BulkAnswer(rc, 0, 0, busy, refused), int(settled)
         )
 
     def _require_frames(self, frames: NDArray[np.int64]) -> None:

@@ -311,7 +311,7 @@ class Batches(NamedTuple, Generic[T]):
     """What came of :class:`Several`: the answer, how many batches were done, and the pages of the largest."""
 
     answer: T
-    count: int
+    done: int
     largest: int
 
 

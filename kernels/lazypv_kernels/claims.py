@@ -57,7 +57,7 @@ def eight_from(frames: I64, i: Integer, last: Integer, array: U8) -> bool:
     same = address_of(array, frame) & np.uint64(EIGHT - 1) == np.uint64(0)
     for k in range(1, EIGHT):
         same &= frames[i + k] == frame + k
-    return same
+    return bool(same)
 
 
 @kernel
@@ -68,7 +68,7 @@ def claim_eight(state: U8, frame: Integer, page_state: Integer) -> bool:
     """
     address = address_of(state, frame)
     free = np.uint64(EACH) * np.uint64(page_state)
-    return load_word_at(address) == free and swap_word_at(address, free, free | np.uint64(EACH * CLAIMED))
+    return bool(load_word_at(address) == free and swap_word_at(address, free, free | np.uint64(EACH * CLAIMED)))
 
 
 @kernel

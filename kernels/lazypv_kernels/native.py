@@ -20,8 +20,14 @@ from numba.extending import intrinsic
 from lazypv_kernels.layout import PAGE_SIZE
 
 _LINE = 64
+BITS: Final = 64
+"""Elements that :func:`bits_equal` looks at."""
 
-ARGUMENTS_READ: Final[dict[str, tuple[int, ...]]] = {"load_acquire": (0,), "stream_copy_page": (2,)}
+ARGUMENTS_READ: Final[dict[str, tuple[int, ...]]] = {
+    "load_acquire": (0,),
+    "stream_copy_page": (2,),
+    "bits_equal": (0,),
+}
 """Intrinsics that only read an array, by name: the positions of such arguments."""
 
 
@@ -112,6 +118,55 @@ def fence(_context: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@intrinsic
+def bits_equal(_context: Any, array: Any, at: Any, mask: Any, value: Any) -> Any:
+    """64 elements of `array` from `at` on as a word: bit k says whether ``array[at + k] & mask == value``.
+
+    One compare of vectors and one move of its mask, wherever there are vectors; LLVM cuts it for those that there are.
+    """
+    if not (_flat(array) and isinstance(array.dtype, types.Integer)):
+        return None
+    element = array.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.IntType(element.bitwidth)
+        vector = ir.VectorType(kind, BITS)
+        pointer = builder.bitcast(_element(context, builder, signature.args[0], args[0], args[1]), vector.as_pointer())
+        seen = builder.load(pointer, align=element.bitwidth // 8)
+        equal = builder.icmp_unsigned("==", builder.and_(seen, _all(builder, vector, args[2])),
+                                      _all(builder, vector, args[3]))  # fmt: skip
+        return builder.bitcast(equal, ir.IntType(BITS))
+
+    return types.uint64(array, types.intp, element, element), codegen
+
+
+def _all(builder: Any, vector: Any, scalar: Any) -> Any:
+    """A vector all of whose elements are `scalar`."""
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), lanes)
+
+
+@intrinsic
+def count_bits(_context: Any, word: Any) -> Any:
+    """How many bits of a word are set."""
+
+    def codegen(_c: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def lowest_bit(_context: Any, word: Any) -> Any:
+    """Number of the lowest set bit of a word; 64 if there is none."""
+
+    def codegen(_c: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), codegen
 
 
 @intrinsic

@@ -22,7 +22,9 @@ from lazypv_kernels.layout import (
     REFERENCES_OVERFLOW,
 )
 from lazypv_kernels.native import (
+    BITS,
     address_of,
+    bits_equal,
     compare_and_swap,
     exchange,
     load_acquire,
@@ -30,6 +32,8 @@ from lazypv_kernels.native import (
     relax,
     swap_word_at,
 )
+
+from lazypv_kernels.scan import find_free_run
 
 TAKEN = 0
 FREE = 1
@@ -151,7 +155,7 @@ def _maps_eight(pte: U32, entry: Integer, value: Integer) -> bool:
     same = load_acquire(pte, entry) == value
     for k in range(1, EIGHT):
         same &= load_acquire(pte, entry + k) == np.uint32(value + np.uint32(k))
-    return same
+    return bool(same)
 
 
 @kernel
@@ -302,12 +306,17 @@ def allocate(host: U8, start: Integer, want: Integer, frames: I64) -> tuple[int,
     frames : int64[want], written.
     """
     count = 0
-    at = start
-    for _ in range(host.size):
-        if count == want:
-            break
+    at = np.int64(start)
+    left = np.int64(host.size)
+    while left > 0 and count < want:
         if at >= host.size:
-            at = 0
+            at = np.int64(0)
+        if left >= BITS and at + BITS <= host.size and not bits_equal(host, at, np.uint8(0xFF), np.uint8(0)):
+            # None of the next frames is free.
+            at += BITS
+            left -= BITS
+            continue
+        left -= 1
         if host[at] == 0 and compare_and_swap(host, at, np.uint8(0), np.uint8(1)):
             frames[count] = at
             count += 1
@@ -318,16 +327,17 @@ def allocate(host: U8, start: Integer, want: Integer, frames: I64) -> tuple[int,
 @kernel
 def allocate_run(host: U8, start: Integer, align: Integer, want: Integer) -> Integer:
     """Take `want` consecutive free frames, beginning at a multiple of `align` not before `start`; the first, or -1."""
-    at = (start + align - 1) // align * align
-    while at + want <= host.size:
+    at = find_free_run(host, start, align, want)
+    while at >= 0:
         taken = 0
         while taken < want and compare_and_swap(host, at + taken, np.uint8(0), np.uint8(1)):
             taken += 1
         if taken == want:
             return at
+        # Somebody was faster.
         for k in range(taken):
             exchange(host, at + k, np.uint8(0))
-        at = (at + taken + align) // align * align
+        at = find_free_run(host, at + taken + 1, align, want)
     return -1
 
 

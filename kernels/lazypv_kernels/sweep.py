@@ -95,13 +95,13 @@ def destroy_pages(
             rc[i] = refused_rc
             counts[COUNT_REFUSED] += 1
         else:
+            if taken == CHUNK:
+                _clear_and_publish(contents, state, owner, held, taken)
+                taken = 0
             held[taken] = frame
             taken += 1
             rc[i] = RC_DONE
             counts[COUNT_DONE] += 1
-            if taken == CHUNK:
-                _clear_and_publish(contents, state, owner, held, taken)
-                taken = 0
     _clear_and_publish(contents, state, owner, held, taken)
 
 
@@ -117,7 +117,7 @@ def _take_eight(state: U8, owner: U16, directory: U64, frame: Integer) -> bool:
     if not fits:
         for k in range(EIGHT):
             publish(state, frame + k, SEC)
-    return fits
+    return bool(fits)
 
 
 @kernel

@@ -107,7 +107,7 @@ class World:
         self.clock.join_ended()
 
     async def _drained(self) -> None:
-        await Wait(lambda: self.host.threads == 0, "background threads to end")
+        await Wait(lambda: self.host.threads == 0, "background threads to end", patient=True)
 
     def fail(self, name: str, value: Any = REFUSED, *, after: int = 0) -> None:
         """From now on each step of that name gives `value` back instead of being done, the first `after` excepted."""

@@ -67,3 +67,16 @@ def test_only_guest_pages_inside_the_storage_of_a_configuration_are_its_pages():
         for page in (-1, 0, GUEST_PAGES - 1, GUEST_PAGES, 2**32):
             inside = claims.has_page(world.directory, slot, page)
             assert inside == (slot > 0 and twins.has_page(world.directory, slot, page))
+
+
+def test_eight_neighbours_are_claimed_at_once_or_not_at_all():
+    """All in the state that is asked for, and nobody has any of them."""
+    for page_state in range(8):
+        state = np.full(24, page_state, np.uint8)
+        assert agree(claims.claim_eight, twins.claim_eight, state, 8, page_state)[0]
+        assert not agree(claims.claim_eight, twins.claim_eight, state, 8, (page_state + 1) % 8)[0]
+        for other in range(8, 16):
+            for byte in (page_state | 0x80, page_state | 0x08, page_state ^ 1):
+                state[other] = byte
+                assert not agree(claims.claim_eight, twins.claim_eight, state, 8, page_state)[0]
+            state[other] = page_state

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import twins
 
-from lazypv_kernels import references
+from lazypv_kernels import claims, references
 from lazypv_kernels.layout import MARK_SECURE, MARK_WRITEBACK, RC_BUSY, RC_DONE, REFERENCES
 
 from .worlds import agree, every_size, random_frames, random_pte, seeds
@@ -63,6 +63,40 @@ def test_looking_up_is_its_twin(seed, size):
     host = random_host(rng, size)
     host[rng.random(size) < 0.7] = 1
     agree(references.look_up, twins.look_up, random_pte(rng, size, 40), pages, host, np.full(20, -9), 0, 20)
+
+
+def neighbours(rng, size):
+    """Frames mostly in runs, as a guest that fills its memory gets them, with odd beginnings and a few strangers."""
+    frames = (np.arange(size) + rng.integers(0, 9)) % max(size, 1)
+    strange = rng.random(size) < 0.04
+    frames[strange] = rng.integers(0, max(size, 1), np.count_nonzero(strange))
+    return frames
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 9, 63, 200])
+@seeds(8)
+def test_runs_of_neighbours_are_gathered_and_settled_as_single_frames_are(seed, size):
+    """With one locked instruction for eight; a frame of the side table, a free one or another mapping breaks a run."""
+    rng = np.random.default_rng(seed)
+    host = np.full(size, rng.choice([0x81, 1, 2, 0x82]), np.uint8)
+    strange = rng.random(size) < 0.04
+    host[strange] = random_host(rng, size)[strange]
+    pte = (neighbours(rng, size) + 1).astype(np.uint32)
+    pte[rng.random(size) < 0.02] = 0
+    for at in (0, min(3, size)):
+        for limit in (0, 5, 8, 64, size):
+            agree(references.gather, twins.gather, pte, at, size, host, limit, np.full(limit, -9))
+    for entry in range(size - 7):
+        agree(references.hold_eight, twins.hold_eight, pte, entry, host)
+    frames = neighbours(rng, size)
+    rc = np.full(size, RC_DONE, np.uint16)
+    rc[rng.random(size) < 0.02] = 0xF01
+    for clear_mark in (True, False):
+        for drop in (True, False):
+            agree(references.settle, twins.settle, host, frames, 0, size, rc, clear_mark, drop)
+    for last in (size, max(0, size - 5)):
+        for i in range(0, size, 3):
+            agree(claims.eight_from, twins.eight_from, frames, i, last, host)
 
 
 @pytest.mark.parametrize("clear_mark", [True, False])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import numba
 import numpy as np
 import pytest
 import twins
@@ -35,6 +38,65 @@ def test_counting_frames_is_its_twin(seed, size):
         agree(
             scan.count_double_owned, twins.count_double_owned, state, owner, guest_page, slot, seen_pages, first, last
         )
+
+
+def alike(rng, size):
+    """Frames as machines have them: long stretches that are alike, some holes."""
+    state, host = random_state(rng, size), rng.integers(0, 256, size).astype(np.uint8)
+    owner = random_owner(rng, state)
+    for _ in range(3):
+        first, last = some_range(rng, size)
+        state[first:last], owner[first:last], host[first:last] = rng.integers(0, 8), rng.integers(0, 4), 0x82
+    return state, owner, host
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 200, 1000])
+@seeds(4)
+def test_candidates_are_gathered_and_counted_by_state_owner_and_mark(seed, size):
+    """Scans of the terabyte cases; every state, held ones too, any border of 64, room for fewer than there are."""
+    rng = np.random.default_rng(seed)
+    state, owner, host = alike(rng, size)
+    for page_state in range(8):
+        for slot in (0, 2, scan.ANY_OWNER):
+            for mark in (0, 0x80, 0xC0):
+                what = (state, owner, host, page_state, slot, mark, *some_range(rng, size))
+                count, _ = agree(scan.count_frames, twins.count_frames, *what)
+                for room in {0, count // 2, count, count + 70}:
+                    found, arguments = agree(scan.find_frames, twins.find_frames, *what, np.full(room, -9))
+                    if found[1] < what[7]:
+                        again, _ = agree(scan.find_frames, twins.find_frames, *what[:6], found[1], what[7],
+                                         np.full(count, -9))  # fmt: skip
+                        assert found[0] + again[0] == count
+                    assert np.all(np.diff(arguments[8][: found[0]]) > 0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 200, 1000])
+@seeds(6)
+def test_the_first_free_run_is_found(seed, size):
+    """Aligned, of any length, around every border; and none where there is none."""
+    rng = np.random.default_rng(seed)
+    host = (rng.random(size) < rng.choice([0.02, 0.3, 0.9])).astype(np.uint8)
+    for _ in range(4):
+        first, last = some_range(rng, size)
+        host[first:last] = rng.integers(0, 2)
+    for align in (1, 4, 7, 64):
+        for want in (1, 2, 16, 65, 130):
+            for start in (0, 5, size):
+                agree(scan.find_free_run, twins.find_free_run, host, start, align, want)
+
+
+def test_scans_of_metadata_look_at_a_vector_at_once():
+    """Design: no page costs an instruction of its own; AVX-512, AVX2, SSE or Neon, whichever this computer has."""
+    state, owner, host = np.zeros(64, np.uint8), np.zeros(64, np.uint16), np.zeros(64, np.uint8)
+    compare = re.compile(r"v?pcmp\w*[bw]\b|vptestn?m[bw]|vpminub|cmeq|cmhi|cmtst|uminv")
+    for kernel, arguments in (
+        (scan.count_frames, (state, owner, host, 0, 0, 0, 0, 64)),
+        (scan.census, (state, owner, 0, 64, np.zeros((1, 8), np.int64))),
+        (scan.find_free_run, (host, 0, 1, 64)),
+    ):
+        compiled = numba.njit(kernel.py_func)  # code from the cache cannot be looked at
+        compiled(*arguments)
+        assert compare.search("".join(compiled.inspect_asm().values())), kernel.__name__
 
 
 @every_size

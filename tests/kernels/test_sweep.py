@@ -40,6 +40,22 @@ def test_destroying_is_its_twin(seed, size, contents):
     )  # fmt: skip
 
 
+@with_and_without_contents
+@pytest.mark.parametrize("size", [8, 9, 300, 1100])
+@seeds(4)
+def test_destroying_runs_of_neighbours_is_its_twin(seed, size, contents):
+    """Eight at once; strangers of every state among them, other owners, owners with CPUs, a last part of a run."""
+    rng = np.random.default_rng(seed)
+    world = random_world(rng, size, contents)
+    alike = rng.random(size) < 0.97
+    world.state[alike], world.owner[alike] = SEC, 1 + seed % 3
+    frames = (np.arange(size) + seed) % size
+    agree(
+        sweep.destroy_pages, twins.destroy_pages, world.contents, world.state, world.owner, world.directory, 0xF01,
+        frames, 0, frames.size, *codes_and_counts(frames.size),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("pages", [1, sweep.CHUNK - 1, sweep.CHUNK, sweep.CHUNK + 1, 3 * sweep.CHUNK + 7])
 def test_every_byte_of_every_destroyed_page_is_zero(pages):
     """Invariant 30: `SEC -> NS` clears; all of the page, around every border of a chunk."""

@@ -279,7 +279,7 @@ def test_a_full_store_leaves_nothing_and_harms_nobody(host, vm, key, tmp_path, l
 def test_a_full_tmpfs_leaves_the_previous_snapshot_as_it_was(host, vm, key, tmp_path):
     (tmp_path / "small").mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=7m", "none", tmp_path / "small"], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=5m", "none", tmp_path / "small"], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("nothing can be mounted here")

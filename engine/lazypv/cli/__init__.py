@@ -10,12 +10,14 @@ from lazypv._version import __version__
 from lazypv.cli.ablate import ablate
 from lazypv.cli.bench import bench
 from lazypv.cli.defects import defects
+from lazypv.cli.doctor import doctor
 from lazypv.cli.explain import explain
 from lazypv.cli.explore import explore
 from lazypv.cli.key import key_app
 from lazypv.cli.reboot import reboot, shutdown
 from lazypv.cli.snapshot import snapshot_app
 from lazypv.cli.trace import check, trace
+from lazypv.cli.warm import warm
 
 app = typer.Typer(
     name="lazypv",
@@ -54,3 +56,5 @@ app.command()(explain)
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(key_app, name="key")
 app.command()(bench)
+app.command()(warm)
+app.command()(doctor)

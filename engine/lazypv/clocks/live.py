@@ -343,8 +343,8 @@ class LiveClock:
             self._runs.over(run)
             step.lock.give_up(actor, shared=True)
             self._grant(step.lock)
-        if batches.count:
-            seconds = (time.perf_counter() - start) / batches.count
+        if batches.done:
+            seconds = (time.perf_counter() - start) / batches.done
             self._note_hold(actor, step.lock, batches.largest, 0, seconds)
         return batches.answer
 

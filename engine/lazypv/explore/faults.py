@@ -20,6 +20,8 @@ UNKNOWN_RC: Final = 0x0F10
 """A refusal for a reason that no source states."""
 PENDING_SIGNALS: Final = "pending signals"
 FATAL_SIGNAL: Final = "SIGKILL"
+ONLY_TIME_LOST: Final = frozenset({"busy", "partial", "export busy"})
+"""Faults after which a text has to ask again, and everything else has to hold as if nothing had happened."""
 
 Fault = Callable[[Callable[[], Any]], Any]
 """Does a step, given as a function, in the way in which it fails; what the text is given."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lazypv.clocks.explore import MOST_STEPS, Actor, Choice, ExploringClock, Faults, Taken
 from lazypv.errors import EXIT_VIOLATION, LazyPVError, LifetimeError, ModelError
+from lazypv.explore.faults import ONLY_TIME_LOST
 from lazypv.explore.world import Scene, World
 from lazypv.invariants import Violation
 from lazypv.scenario.boot import GuestStartError
@@ -91,7 +92,7 @@ class Run:
         step = self.clock.step
         for choice in choices:
             if choice.fault:
-                self.world.faulted = True
+                self._note_fault(choice)
             step(choice)
         self.choices += choices
 
@@ -102,7 +103,7 @@ class Run:
 
     def _step(self, choice: Choice) -> None:
         if choice.fault:
-            self.world.faulted = True
+            self._note_fault(choice)
         try:
             if self._tell:
                 self.steps.append(self.clock.take(choice))
@@ -114,6 +115,10 @@ class Run:
             self.violation = _violation(error)
             return
         self.violation = self._look()
+
+    def _note_fault(self, choice: Choice) -> None:
+        name, _ = self.clock.faults_of(choice.actor)[choice.fault - 1]
+        self.world.faulted |= name not in ONLY_TIME_LOST
 
     def enabled(self) -> list[int]:
         """Actors that can go on; none when the run is over."""

@@ -43,7 +43,9 @@ def ask_ledger(chain: Chain, ledger: Ledger, allow_rollback: bool) -> str:
     """
     header, root = chain.newest.header, chain.newest.root
     standing = ledger.standing(header.guest_id, header.sequence, root, header.equals)
-    if not standing.refused:
+    # A recovered part is of the same age as the snapshot it was to be, and never taken for that.
+    recovered = bool(header.incomplete) and standing.verdict == "second child"
+    if not standing.refused or recovered:
         return ""
     what = "is older than another snapshot" if standing.verdict == "older" else "is not the snapshot of that age"
     error = refuse(chain.newest.name, standing, header.sequence, what, "--allow-rollback")

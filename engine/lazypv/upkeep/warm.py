@@ -2,29 +2,27 @@
 
 Which kinds of arguments a kernel meets is not written down anywhere, since it would go stale. Instead small guests go
 through everything the program does: reboots and shutdowns, exploring, snapshots and what becomes of them. What is left
-then, for the rare cases, is compiled for the kinds that its parameters have in the other kernels.
+then, for the rare cases, is compiled for what its source says.
 """
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import importlib
-import inspect
 import pkgutil
 import tempfile
-import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numba import from_dtype, types
 
 import lazypv_kernels
 from lazypv.explore.report import explore_all
 from lazypv.explore.search import Bounds
 from lazypv.explore.switches import Switches
+from lazypv.files import replaced_atomically
 from lazypv.guest import Workload
 from lazypv.hardware import Machine
 from lazypv.image.synthetic import synthetic
@@ -36,12 +34,14 @@ from lazypv.sizes import parse_size
 from lazypv.snapshot.keys import SnapshotKey
 from lazypv_kernels import compiled
 from lazypv_kernels.compiled import KERNELS, cache_directory, compilations
-from lazypv_kernels.door import ELEMENTS
+from lazypv_kernels.signatures import entries, signature_of
 
 if TYPE_CHECKING:
     from lazypv.scenario.compare import ProgressReport
     from lazypv_kernels.compiled import Kernel
 
+MARK: Final = "warm"
+"""File in the folder of compiled kernels that says that all of them are there."""
 MACHINE: Final = "96MiB"
 GUEST: Final = "2MiB"
 IMAGE: Final = "1MiB"
@@ -56,7 +56,7 @@ class Warmed:
     Attributes
     ----------
     kernels, signatures : int
-        How many there are, and for how many kinds of arguments this process has them now.
+        How many there are; for how many kinds of arguments this process has them now, those apart that others contain.
     compiled, loaded : int
         How many of these signatures were compiled, and how many had been kept by an earlier process.
     seconds : float
@@ -89,11 +89,12 @@ def warm(progress: ProgressReport) -> Warmed:
     compiled.LISTENERS.append(tell)
     try:
         _live_through_everything()
-        for kernel in KERNELS:
+        for kernel in entries():
             if not kernel.signatures:
-                kernel.compile(signature_like_others(kernel))
+                kernel.compile(signature_of(kernel))
     finally:
         compiled.LISTENERS.remove(tell)
+    _say_that_all_are_there()
     return Warmed(
         kernels=len(KERNELS),
         signatures=sum(len(kernel.signatures) for kernel in KERNELS),
@@ -104,20 +105,25 @@ def warm(progress: ProgressReport) -> Warmed:
     )
 
 
+def _say_that_all_are_there() -> None:
+    """Leave a mark beside what is kept, for whoever asks whether all of it is."""
+    with contextlib.suppress(OSError), replaced_atomically(cache_directory() / MARK) as file:
+        file.write(b"all kernels are compiled\n")
+
+
 # --- guests that go through everything -------------------------------------------------------------------------------
 
 
 def _live_through_everything() -> None:
     image = synthetic(size=parse_size(IMAGE))
-    for threads in (1, 2):
-        machine = Machine(machine_size(parse_size(MACHINE), 2), threads=threads)
-        try:
-            reboot_and_shut_down(machine, image)
-            _snapshots(machine, image)
-        finally:
-            machine.close()
+    machine = Machine(machine_size(parse_size(MACHINE), 2), threads=2)
+    try:
+        reboot_and_shut_down(machine, image)
+        _snapshots(machine, image)
+    finally:
+        machine.close()
     explore_all(
-        SCENE, Switches(), Bounds(1, 1), pages=2, strategy="exhaustive", runs=1, seed=0, progress=_Nobody()
+        SCENE, Switches(), Bounds(0, 0), pages=2, strategy="exhaustive", runs=1, seed=0, progress=_Nobody()
     )  # fmt: skip
 
 
@@ -157,42 +163,3 @@ class _Nobody:
 
     def __call__(self, phase: str) -> None:
         pass
-
-
-# --- what nobody has called ------------------------------------------------------------------------------------------
-
-
-def signature_like_others(kernel: Kernel) -> tuple[types.Type, ...]:
-    """Kinds of arguments for a `kernel` that nothing has called: those of parameters of the same name elsewhere."""
-    known = {
-        (parameter.name, parameter.annotation): kind
-        for other in KERNELS
-        for signature in other.signatures[:1]
-        for parameter, kind in zip(inspect.signature(other.py_func).parameters.values(), signature, strict=True)
-        if isinstance(kind, types.Array)
-    }
-    parameters = inspect.signature(kernel.py_func).parameters.values()
-    return tuple(_kind_of(kernel, parameter, known) for parameter in parameters)
-
-
-def _kind_of(kernel: Kernel, parameter: inspect.Parameter, known: dict[tuple[str, str], types.Array]) -> types.Type:
-    if parameter.annotation == "bool":
-        return types.boolean
-    element = ELEMENTS.get(parameter.annotation)
-    if element is None:
-        return types.int64
-    dimensions = _indices(kernel, parameter.name)
-    if dimensions == 0 and (parameter.name, parameter.annotation) in known:
-        return known[parameter.name, parameter.annotation]
-    return types.Array(from_dtype(np.dtype(element)), max(dimensions, 1), "C")
-
-
-def _indices(kernel: Kernel, name: str) -> int:
-    """With how many indices the kernel itself takes elements of `name`; 0 if it only hands it on."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(kernel.py_func)))
-    found = [
-        len(node.slice.elts) if isinstance(node.slice, ast.Tuple) else 1
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == name
-    ]
-    return max(found, default=0)

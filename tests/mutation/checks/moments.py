@@ -37,6 +37,7 @@ def checks() -> Iterator[Check]:
     """Each in a world of its own."""
     yield Check("a guest that goes round for ever is stopped", _endless)
     yield Check("a store waits for room aside", _waits)
+    yield Check("an import waits for a reference to go", _waits_for_a_reference)
     yield Check("a pager's problem is told", _pager)
 
 
@@ -48,11 +49,35 @@ def _drive(text: Text[Any]) -> LazyPVError | None:
     """Run `text` to its end, which comes soon; what it broke down with."""
     clock = ExploringClock()
     clock.start(text, "guest")
+    _go_on(clock)
+    return clock.actors[0].error
+
+
+def _go_on(clock: ExploringClock) -> None:
     for _ in range(MOST_STEPS):
         if not clock.enabled():
-            return clock.actors[0].error
+            return
         clock.step(Choice(0))
     raise NoticedError(f"a text goes on after {MOST_STEPS} steps")
+
+
+def _waits_for_a_reference() -> None:
+    """-EBUSY, then -EAGAIN: nothing is tried again before the page is free of whoever else holds it (semantics 2.5)."""
+    world = _world()
+    vm, frames = world.vms[0], world.machine.frames
+    page = np.array([1])
+    frame = vm.gmap.pte[page].astype(np.int64) - 1
+    world.machine.ultravisor.export_pages(frame)
+    frames.get(frame)
+    clock = ExploringClock()
+    clock.start(non_secure(vm, page), "guest")
+    _go_on(clock)
+    if not clock.alive():
+        raise NoticedError(f"a page was imported that somebody else holds: {clock.actors[0].error!r}")
+    frames.put(frame)
+    _go_on(clock)
+    if clock.alive() or clock.actors[0].error is not None or vm.gmap.pte[page] != frame + 1:
+        raise NoticedError(f"the page was not imported afterwards: {clock.actors[0].error!r}")
 
 
 def _endless() -> None:
@@ -89,7 +114,7 @@ def _waits() -> None:
     tries = _counted(ultravisor)
     writer = clock.spawn(world.runs[0].write(0, [STORED]), "guest")
     until = time.monotonic() + PATIENCE_SECONDS
-    while ultravisor.has_room_aside(handle) and time.monotonic() < until:
+    while writer.waiting is None and not writer.done and len(tries) <= STORED.size and time.monotonic() < until:
         threading.Event().wait(0.005)
     _end(world, handle)
     clock.join([writer])

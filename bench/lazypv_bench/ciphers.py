@@ -1,0 +1,149 @@
+"""Export and import of a guest's pages, one core, against the cipher alone."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from lazypv.errors import ModelError
+from lazypv.scenario import VM, Host
+from lazypv.sizes import PAGE_SIZE
+from lazypv.ultravisor import vault
+from lazypv_bench.harness import Limit, Work, benchmark
+from lazypv_bench.limits import cipher
+from lazypv_bench.rig import Rig, contents_of, frames_of
+from lazypv_kernels import scan
+from lazypv_kernels.layout import KEY_SIZE, NS, SEC
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+GCM_NONCE_SIZE: Final = 12
+OPENSSL: Final = shutil.which("openssl")
+
+
+def pyca_aes256gcm(_rig: Rig, subject: Work) -> Work:
+    """`cryptography`'s AES-256-GCM, page by page."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    contents = subject.contents
+    if contents is None:
+        raise ModelError("the subject has not said which bytes it goes over")
+    rows, pages = contents.shape[0], memoryview(contents.reshape(-1))
+    sealer = AESGCM(bytes(KEY_SIZE))
+
+    def run() -> None:
+        for row in range(rows):
+            nonce = row.to_bytes(GCM_NONCE_SIZE, "little")
+            sealer.encrypt(nonce, pages[row * PAGE_SIZE : (row + 1) * PAGE_SIZE], None)
+
+    return Work(run=run, bytes=rows * PAGE_SIZE)
+
+
+def openssl_speed(_rig: Rig, _subject: Work) -> Work:
+    """`openssl speed` of AES-256-GCM on 4 KiB: its own loop, its own clock."""
+    command = [str(OPENSSL), "speed", "-mr", "-seconds", "1", "-bytes", str(PAGE_SIZE), "-evp", "aes-256-gcm"]
+
+    def run() -> float:
+        said = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+        found = re.search(r"^\+F:\d+:[^:]*:([\d.]+)", said, re.MULTILINE)
+        if found is None:
+            raise ModelError(f"`openssl speed` said nothing that can be read: {said[-200:]!r}")
+        return PAGE_SIZE / float(found[1])
+
+    return Work(run=run, bytes=PAGE_SIZE)
+
+
+RIVALS: Final[tuple[Limit, ...]] = (
+    *((pyca_aes256gcm,) if find_spec("cryptography") else ()),
+    *((openssl_speed,) if OPENSSL else ()),
+)
+
+
+@benchmark("export", limit=cipher, rivals=RIVALS, bar=0.9)
+def export(rig: Rig) -> Work:
+    """All pages of a guest sealed in place."""
+    return Sealed(rig, 1).export()
+
+
+@benchmark("import", limit=cipher, rivals=RIVALS, bar=0.85)
+def import_(rig: Rig) -> Work:
+    """All of them verified and opened again."""
+    return Sealed(rig, 1).import_()
+
+
+class Sealed:
+    """A protected guest whose pages go out and come in again."""
+
+    def __init__(self, rig: Rig, threads: int) -> None:
+        self._machine = rig.make_machine(rig.size, threads=threads)
+        self._threads = threads
+        host = Host(self._machine)
+        rig.closing.callback(host.close)
+        self.vm: VM = host.create_vm(rig.size, vcpus=1, image=rig.image(rig.size))
+        self.vm.protect()
+        self.vm.populate()
+        self._frames = frames_of(self.vm)
+        self._contents = contents_of(self._machine, np.sort(self._frames))
+        self._pages: NDArray[np.int64] = np.arange(self.vm.pages, dtype=np.int64)
+        self._handle = self.vm.kernel_vm.kvm.pv.handle
+        self._plain = self._hashes()
+
+    def export(self) -> Work:
+        """Out; and in again where nobody looks at the clock."""
+        return self._work(self._out, prepare=lambda: None, finish=self._back)
+
+    def import_(self) -> Work:
+        """In."""
+        return self._work(self._in, prepare=self._out, finish=self._expect_plain)
+
+    def _work(self, run: object, **around: object) -> Work:
+        return Work(
+            run=run,  # type: ignore[arg-type]
+            bytes=self.vm.pages * PAGE_SIZE,
+            contents=self._contents,
+            threads=self._threads,
+            **around,  # type: ignore[arg-type]
+        )
+
+    def _out(self) -> None:
+        answer = self._machine.ultravisor.export_pages(self._frames)
+        if answer.done != self._frames.size:
+            raise ModelError(f"{answer} of {self._frames.size} pages that were all to be exported")
+
+    def _in(self) -> None:
+        answer = self._machine.ultravisor.import_pages(self._handle, self._pages)
+        if answer.done != self._pages.size:
+            raise ModelError(f"{answer} of {self._pages.size} pages that were all to be imported")
+
+    def _back(self) -> None:
+        """Not one page was left as it was, and all come back as they were."""
+        self._expect_state(NS)
+        same = int(np.count_nonzero(self._hashes() == self._plain))
+        if same:
+            raise ModelError(f"{same} of {self._frames.size} pages are the same after they were sealed")
+        self._in()
+        self._expect_plain()
+
+    def _expect_plain(self) -> None:
+        self._expect_state(SEC)
+        changed = int(np.count_nonzero(self._hashes() != self._plain))
+        if changed:
+            raise ModelError(f"{changed} of {self._frames.size} pages came back changed")
+
+    def _expect_state(self, state: int) -> None:
+        left = int(np.count_nonzero(vault.firmware_of(self._machine.ultravisor).state[self._frames] != state))
+        if left:
+            raise ModelError(f"{left} of {self._frames.size} pages are in another state than they were to be")
+
+    def _hashes(self) -> NDArray[np.uint64]:
+        words = vault.firmware_of(self._machine.ultravisor).storage.words
+        hashes = np.zeros(words.shape[0], np.uint64)
+        scan.hash_frames(words, 0, words.shape[0], hashes)
+        found: NDArray[np.uint64] = hashes[self._frames]
+        return found
