@@ -612,6 +612,14 @@ def opened(cipher, tag, page, version, domain, key):
     return np.frombuffer(plain, np.uint8)
 
 
+def clear_scratch(scratch):
+    scratch[scratch.size // 2 :] = 0
+
+
+def write_nonce(nonce, page, version, domain, cipher):
+    nonce[:] = (domain << 61 | version, page, 0, 0) if cipher else (page, version, domain, 0)
+
+
 def seal_page(contents, frame, tag, nonce, keys, row):
     contents[frame], tag[:] = sealed(contents[frame], int(nonce[0]), int(nonce[1]), int(nonce[2]), keys[row])
 
@@ -860,6 +868,14 @@ def allocate_run(host, start, align, want):
             host[at : at + want] = 1
             return at
     return -1
+
+
+def allocate_blocks(host, size, blocks):
+    free = [first for first in range(0, host.size - size + 1, size) if not host[first : first + size].any()]
+    for count, first in enumerate(free):
+        host[first : first + size] = 1
+        blocks[count] = first
+    return len(free)
 
 
 def map_pages(pte, pages, frames, first, last, mapped):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from lazypv.errors import ModelError
+from lazypv.machine.storage import HUGE_PAGE
 from lazypv.sizes import PAGE_SIZE
 from lazypv.ultravisor import vault
 from lazypv_bench.harness import Work, benchmark
@@ -49,6 +51,26 @@ def destroy_checkerboard(rig: Rig) -> Work:
 def destroy_tenth(rig: Rig) -> Work:
     """Every tenth frame at random."""
     return destroy(rig, lambda pages: at_random(pages, 0.1))
+
+
+@benchmark("destroy.give_back", limit=streaming_fill)
+def destroy_give_back(rig: Rig) -> Work:
+    """The same, the memory given back to the operating system, and touched again: what it costs that others have it."""
+    work = destroy(rig, lambda pages: np.arange(pages))
+    machine = rig.machine
+    first = int(np.flatnonzero(machine.frames.byte == 0)[0])
+    frames = first + np.arange(rig.size // PAGE_SIZE)
+
+    def run() -> None:
+        work.run()
+        machine.frames.byte[frames] = 0
+        given = machine.give_back_free()
+        if given < work.bytes - 2 * HUGE_PAGE:
+            raise ModelError(f"only {given} of {work.bytes} bytes were given back")
+        if machine.clear_pages(frames).done != frames.size:
+            raise ModelError("a page that was given back cannot be had again")
+
+    return replace(work, run=run)
 
 
 def at_random(pages: int, share: float) -> Frames:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lazypv_bench.rig import Rig
 
 Better = Literal["higher", "lower"]
+Role = Literal["subject", "limit", "rival"]
 
 DEFAULT_SIZE: Final = 4 << 30
 QUICK_SIZE: Final = 1 << 30
@@ -55,6 +56,8 @@ class Work:
         Where those bytes lie, for limits and rivals that go over the same ones.
     source : uint8[m, 4096] or None
         Where they come from, again and again from its first row, if they come from somewhere.
+    columns : tuple of arrays
+        One-dimensional arrays that a run reads, where it goes over these instead of pages.
     threads : int
         Cores that a run uses; limits and rivals use as many.
     value : callable or None
@@ -67,6 +70,7 @@ class Work:
     finish: Callable[[], None] = _nothing
     contents: NDArray[np.uint8] | None = None
     source: NDArray[np.uint8] | None = None
+    columns: tuple[NDArray[Any], ...] = ()
     threads: int = 1
     value: Callable[[], float] | None = None
 
@@ -89,6 +93,8 @@ class Benchmark:
         Of the value beside the ratio: ``"GB/s"`` and ``"ms"`` are the harness's, others the subject's own.
     share : float
         Size of the largest guest that it needs, as a share of the size that was asked for.
+    quick : bool
+        Whether a quick run of everything includes it.
     """
 
     name: str
@@ -99,6 +105,7 @@ class Benchmark:
     bar: float | None = None
     unit: str = "GB/s"
     share: float = 1.0
+    quick: bool = True
 
     @property
     def summary(self) -> str:
@@ -108,6 +115,30 @@ class Benchmark:
     def guest_size(self, size: int) -> int:
         """Bytes of its guest, whole pages, if walks go over `size` bytes."""
         return int(size * self.share) // PAGE_SIZE * PAGE_SIZE
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All timed runs of one who took part.
+
+    Attributes
+    ----------
+    role : {"subject", "limit", "rival"}
+    label : str
+        What people call it.
+    bytes : int
+        What one run went over.
+    seconds : tuple of float
+        Of each turn.
+    ratios : tuple of float
+        The subject's ratio to it in each turn; empty for the subject itself.
+    """
+
+    role: Role
+    label: str
+    bytes: int
+    seconds: tuple[float, ...]
+    ratios: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,6 +155,13 @@ class Result:
     unit: str
     value: float
     rivals: Mapping[str, float]
+    runs: tuple[Runs, ...] = ()
+
+    @property
+    def turns(self) -> tuple[float, ...]:
+        """The ratio of each turn; where these are not known, what is known of them: lowest, median and highest."""
+        limits = [runs.ratios for runs in self.runs if runs.role == "limit"]
+        return limits[0] if limits else (self.low, self.ratio, self.high)
 
     @property
     def met(self) -> bool | None:
@@ -143,10 +181,13 @@ class Settings:
         Bytes that a walk goes over; guests of other benchmarks are in proportion.
     pairs : int
         Turns of subject and limit.
+    quick : bool
+        For regressions: what takes long however small the size is left out, unless it is asked for by name.
     """
 
     size: int = DEFAULT_SIZE
     pairs: int = PAIRS
+    quick: bool = False
 
     @classmethod
     def of(cls, size: str | None, quick: bool) -> Settings:
@@ -160,7 +201,7 @@ class Settings:
         wanted = (QUICK_SIZE if quick else DEFAULT_SIZE) if size is None else parse_pages(size) * PAGE_SIZE
         if wanted < SMALLEST_SIZE:
             raise UsageError(f"a benchmark over {format_size(wanted)} is refused: {format_size(SMALLEST_SIZE)} or more")
-        return cls(wanted, QUICK_PAIRS if quick else PAIRS)
+        return cls(wanted, QUICK_PAIRS if quick else PAIRS, quick)
 
 
 SMALLEST_SIZE: Final = 16 << 20
@@ -181,6 +222,7 @@ def benchmark(
     bar: float | None = None,
     unit: str = "GB/s",
     share: float = 1.0,
+    quick: bool = True,
 ) -> Callable[[Callable[[Rig], Work]], Callable[[Rig], Work]]:
     """Declare a benchmark; parameters as the attributes of :class:`Benchmark`.
 
@@ -193,16 +235,17 @@ def benchmark(
     def declare(subject: Callable[[Rig], Work]) -> Callable[[Rig], Work]:
         if name in REGISTRY:
             raise ModelError(f"two benchmarks are called {name}")
-        REGISTRY[name] = Benchmark(name, subject, limit, tuple(rivals), better, bar, unit, share)
+        REGISTRY[name] = Benchmark(name, subject, limit, tuple(rivals), better, bar, unit, share, quick)
         return subject
 
     return declare
 
 
-def select(patterns: Iterable[str], registry: Mapping[str, Benchmark]) -> list[Benchmark]:
+def select(patterns: Iterable[str], registry: Mapping[str, Benchmark], *, quick: bool = False) -> list[Benchmark]:
     """Benchmarks whose names are, begin with, or match (``*``, ``?``) one of `patterns`; all of them if there is none.
 
-    In order of declaration. A pattern that is a whole name means that benchmark only.
+    In order of declaration. A pattern that is a whole name means that benchmark only. With `quick`, all of them are
+    those that a quick run includes.
 
     Raises
     ------
@@ -211,7 +254,9 @@ def select(patterns: Iterable[str], registry: Mapping[str, Benchmark]) -> list[B
     """
     patterns = list(patterns)
     chosen = {name for pattern in patterns for name in _fitting(pattern, registry)}
-    return [benchmark for name, benchmark in registry.items() if name in chosen or not patterns]
+    if patterns:
+        return [benchmark for name, benchmark in registry.items() if name in chosen]
+    return [benchmark for benchmark in registry.values() if benchmark.quick or not quick]
 
 
 def _fitting(pattern: str, registry: Mapping[str, Benchmark]) -> list[str]:
@@ -247,30 +292,37 @@ def measure(benchmark: Benchmark, rig: Rig, pairs: int, progress: Callable[[str]
     """Set the benchmark up on `rig`, warm up, and let subject, limit and rivals take `pairs` turns."""
     progress(f"{benchmark.name}: set up")
     subject = benchmark.subject(rig)
-    limit = benchmark.limit(rig, subject)
-    rivals = {called(rival): rival(rig, subject) for rival in benchmark.rivals}
-    everybody = [subject, limit, *rivals.values()]
+    cast: list[tuple[Role, str, Work]] = [
+        ("subject", benchmark.name, subject),
+        ("limit", called(benchmark.limit), benchmark.limit(rig, subject)),
+        *[("rival", called(rival), rival(rig, subject)) for rival in benchmark.rivals],
+    ]
+    everybody = [work for _, _, work in cast]
     for work in everybody:
         seconds_of(work)
     turns: list[list[float]] = []
     for turn in range(pairs):
         progress(f"{benchmark.name}: {turn + 1} of {pairs}")
         turns.append(take_turns(everybody, backwards=turn % 2 == 1))
-    ratios = [_ratio(benchmark.better, subject, limit, turn[0], turn[1]) for turn in turns]
+    own = tuple(turn[0] for turn in turns)
+    runs = [Runs("subject", benchmark.name, subject.bytes, own)]
+    for at, (role, label, other) in enumerate(cast[1:], start=1):
+        seconds = tuple(turn[at] for turn in turns)
+        ratios = (_ratio(benchmark.better, subject, other, mine, its) for mine, its in zip(own, seconds, strict=True))
+        runs.append(Runs(role, label, other.bytes, seconds, tuple(ratios)))
+    ratios_to_limit = runs[1].ratios
     return Result(
         name=benchmark.name,
-        ratio=median(ratios),
-        low=min(ratios),
-        high=max(ratios),
+        ratio=median(ratios_to_limit),
+        low=min(ratios_to_limit),
+        high=max(ratios_to_limit),
         better=benchmark.better,
         bar=benchmark.bar,
-        limit=called(benchmark.limit),
+        limit=runs[1].label,
         unit=benchmark.unit,
-        value=_value(benchmark.unit, subject, median(turn[0] for turn in turns)),
-        rivals={
-            name: median(_ratio(benchmark.better, subject, rival, turn[0], turn[at]) for turn in turns)
-            for at, (name, rival) in enumerate(rivals.items(), start=2)
-        },
+        value=_value(benchmark.unit, subject, median(own)),
+        rivals={each.label: median(each.ratios) for each in runs[2:]},
+        runs=tuple(runs),
     )
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import tempfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-import numba
 import numpy as np
 
 from lazypv.errors import ModelError
 from lazypv_bench.harness import Work, seconds_of
+from lazypv_kernels.arrays import U8, U64, Integer
+from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import KEY_SIZE, NONCE_SIZE, PAGE_SIZE, SCRATCH_SIZE
 from lazypv_kernels.native import address_of, aegis256_encrypt, fence, stream_zero_page
 
@@ -22,7 +26,9 @@ if TYPE_CHECKING:
 
     Pages = NDArray[np.uint8]
 
-CALIBRATION_RUNS = 3
+CALIBRATION_RUNS: Final = 3
+WRITE_PAGES: Final = 256
+MEMORY_FOLDER: Final = Path("/dev/shm")
 
 
 def streaming_fill(rig: Rig, subject: Work) -> Work:
@@ -45,6 +51,33 @@ def cipher(rig: Rig, subject: Work) -> Work:
     return _over_rows(rig, subject, _cipherer())
 
 
+def read(rig: Rig, subject: Work) -> Work:
+    """The same bytes read, and added up: what no scan of them can beat."""
+    workers = rig.workers(subject.threads)
+    columns = subject.columns or (_contents_of(subject).reshape(-1),)
+    words = [_as_words(column) for column in columns]
+
+    def run() -> None:
+        for each in words:
+            workers.run(each.size, partial(_add_up, each), chunk=-(-each.size // subject.threads))
+
+    return Work(run=run, bytes=sum(each.nbytes for each in words), threads=subject.threads)
+
+
+def pwrite(rig: Rig, subject: Work) -> Work:
+    """The same bytes written with pwrite, 1 MiB at a time, to a file in memory where there is such a place."""
+    folder = MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None
+    handle, path = tempfile.mkstemp(prefix="lazypv-bench-", dir=folder)
+    os.unlink(path)
+    rig.closing.callback(os.close, handle)
+
+    def write_rows(contents: Pages, first: int, last: int) -> None:
+        for row in range(first, last, WRITE_PAGES):
+            os.pwrite(handle, contents[row : min(row + WRITE_PAGES, last)].data, row * PAGE_SIZE)
+
+    return _over_rows(rig, subject, write_rows)
+
+
 def copy_then_cipher(rig: Rig, subject: Work) -> Work:
     """Both, one after the other: the time is the sum."""
     copying, ciphering = copy(rig, subject), cipher(rig, subject)
@@ -63,9 +96,7 @@ Rows = Callable[["Pages", int, int], Any]
 
 
 def _over_rows(rig: Rig, subject: Work, do: Rows) -> Work:
-    contents = subject.contents
-    if contents is None:
-        raise ModelError("the subject has not said which bytes it goes over")
+    contents = _contents_of(subject)
     rows = contents.shape[0]
     workers = rig.workers(subject.threads)
     piece = -(-rows // subject.threads)
@@ -74,6 +105,18 @@ def _over_rows(rig: Rig, subject: Work, do: Rows) -> Work:
         workers.run(rows, lambda first, last: do(contents, first, last), chunk=piece)
 
     return Work(run=run, bytes=contents.nbytes, threads=subject.threads)
+
+
+def _contents_of(subject: Work) -> Pages:
+    if subject.contents is None:
+        raise ModelError("the subject has not said which bytes it goes over")
+    return subject.contents
+
+
+def _as_words(column: NDArray[Any]) -> NDArray[np.uint64]:
+    """The bytes of a contiguous array as words; up to seven at its end are left out."""
+    flat = column.reshape(-1).view(np.uint8)
+    return flat[: flat.size // 8 * 8].view(np.uint64)
 
 
 def _memset(contents: Pages, first: int, last: int) -> None:
@@ -101,7 +144,7 @@ def _source_of(subject: Work) -> Pages:
 
 
 def _cipherer() -> Rows:
-    key = np.frombuffer(os.urandom(KEY_SIZE), np.uint8)
+    key = np.frombuffer(os.urandom(KEY_SIZE), np.uint8).copy()
 
     def cipher_rows(contents: Pages, first: int, last: int) -> None:
         _encrypt(contents, first, last, key, np.zeros(NONCE_SIZE // 8, np.uint64), np.empty(SCRATCH_SIZE, np.uint8))
@@ -110,18 +153,17 @@ def _cipherer() -> Rows:
 
 
 # --- kernels -------------------------------------------------------------------------------------------------------
-# Compiled in each process: a cache looks at this file only, while what these call stands in others.
 
 
-def _stream_rows(contents: Pages, first: int, last: int) -> None:
+@kernel
+def _stream(contents: U8, first: Integer, last: Integer) -> None:
     for row in range(first, last):
         stream_zero_page(contents, row)
     fence()
 
 
-def _encrypt_rows(
-    contents: Pages, first: int, last: int, key: Pages, nonce: NDArray[np.uint64], scratch: Pages
-) -> None:
+@kernel
+def _encrypt(contents: U8, first: Integer, last: Integer, key: U8, nonce: U64, scratch: U8) -> None:
     """The cipher text goes to `scratch`, which stays in the cache: to seal and not to store is the least there is."""
     for row in range(first, last):
         nonce[0] = row
@@ -131,5 +173,9 @@ def _encrypt_rows(
         )  # fmt: skip
 
 
-_stream = numba.njit(nogil=True)(_stream_rows)
-_encrypt = numba.njit(nogil=True)(_encrypt_rows)
+@kernel
+def _add_up(words: U64, first: Integer, last: Integer) -> np.uint64:
+    total = np.uint64(0)
+    for at in range(first, last):
+        total += words[at]
+    return total

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lazypv._version import __version__
-from lazypv.scenario.compare import describe_computer
 from lazypv.sizes import format_size
+from lazypv.upkeep.computer import describe
+from lazypv_bench.comparison import SCHEMA
+from lazypv_bench.harness import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from lazypv_bench.harness import Benchmark, Result, Settings
+    from lazypv_bench.comparison import Change
+    from lazypv_bench.harness import Benchmark, Settings
 
-SCHEMA = "lazypv.bench/1"
 NOTE = (
     "ratio: speed over the limit's speed, or time over the limit's time; the median of all turns, then the lowest and"
     " the highest. A bar is the ratio to reach, or to stay below."
@@ -26,23 +26,26 @@ NOTE = (
 VERDICTS = {None: "", True: "met", False: "missed"}
 
 
-def as_json(results: list[Result], settings: Settings) -> str:
-    """The results as text."""
-    return json.dumps(as_object(results, settings), indent=2)
+FIELDS = ("name", "ratio", "low", "high", "better", "bar", "limit", "unit", "value", "rivals")
+"""Of a result, in the JSON document."""
 
 
 def as_object(results: list[Result], settings: Settings) -> dict[str, Any]:
-    """The results as nested objects."""
-    computer = describe_computer(1)
-    del computer["threads"]  # every benchmark has its own
+    """The results as nested objects; `turns` has the ratios of all turns by name."""
     return {
         "schema": SCHEMA,
         "version": __version__,
-        "machine": computer,
+        "machine": describe(),
         "size_bytes": settings.size,
         "pairs": settings.pairs,
-        "results": [asdict(result) for result in results],
+        "results": [{field: getattr(result, field) for field in FIELDS} for result in results],
+        "turns": {result.name: list(result.turns) for result in results},
     }
+
+
+def results_of(document: Mapping[str, Any]) -> list[Result]:
+    """The results in a document, as far as it has them: runs themselves are in the Arrow table only."""
+    return [Result(**{field: each.get(field) for field in FIELDS}) for each in document["results"]]
 
 
 def print_table(results: list[Result], settings: Settings, console: Console | None = None) -> None:
@@ -63,6 +66,23 @@ def print_table(results: list[Result], settings: Settings, console: Console | No
             table.add_row(f"  rival: {rival}", f"{ratio:.3g}")
     console.print(table)
     console.print(f"\n{NOTE}", highlight=False)
+
+
+def print_changes(changes: Iterable[Change], console: Console | None = None) -> None:
+    """Print what has become of each benchmark since an older run."""
+    table = Table(title="against the older run", title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("benchmark", no_wrap=True)
+    for heading in ("before", "now", "change", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for each in changes:
+        before = "" if each.before is None else f"{each.before:.3g}"
+        change = "" if each.change is None else f"{each.change:+.1%}"
+        p = "" if each.p is None else f"{each.p:.2g}"
+        table.add_row(each.name, before, f"{each.after:.3g}", change, p, each.verdict)
+    console = console or Console(soft_wrap=False)
+    console.print()
+    console.print(table)
 
 
 def _bar(result: Result) -> str:

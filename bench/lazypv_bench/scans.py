@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import numba
 import numpy as np
 
 from lazypv.errors import ModelError
 from lazypv.sizes import PAGE_SIZE
 from lazypv_bench.harness import DEFAULT_SIZE, Work, benchmark
+from lazypv_bench.limits import read
 from lazypv_bench.rig import Rig
 from lazypv_kernels import scan
 from lazypv_kernels.layout import MARK_SECURE, SEC
@@ -24,13 +24,7 @@ GATHERED: Final = 0.01
 SLOT: Final = 3
 
 
-def read_the_same(_rig: Rig, subject: Work) -> Work:
-    """The same bytes read and added up, in words."""
-    metadata = _METADATA[id(subject.run)]
-    return Work(run=lambda: _read(*(each.view(np.uint64) for each in metadata)), bytes=subject.bytes)  # type: ignore[arg-type]
-
-
-@benchmark("scan.1tib", limit=read_the_same, bar=0.6, share=0.5)
+@benchmark("scan.1tib", limit=read, bar=0.6, share=0.5)
 def scan_1tib(rig: Rig) -> Work:
     """Secure frames of one owner that bear the mark, 1 % of a machine of 1 TiB, gathered in one pass."""
     pages = (MACHINE if rig.size >= QUICK // 2 else rig.size * 2 * (MACHINE // DEFAULT_SIZE)) // PAGE_SIZE
@@ -48,13 +42,8 @@ def scan_1tib(rig: Rig) -> Work:
             raise ModelError("the scan that was measured has not found the frames that are there")
         frames.fill(-1)
 
-    metadata = (state, owner, host)
-    _METADATA[id(run)] = metadata
-    rig.closing.callback(_METADATA.pop, id(run))
-    return Work(run=run, bytes=sum(each.nbytes for each in metadata), finish=finish)
-
-
-_METADATA: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint8]]] = {}
+    columns = (state, owner, host)
+    return Work(run=run, bytes=sum(each.nbytes for each in columns), finish=finish, columns=columns)
 
 
 def _spread(pages: int) -> NDArray[np.int64]:
@@ -62,14 +51,3 @@ def _spread(pages: int) -> NDArray[np.int64]:
     step = round(1 / GATHERED)
     first = np.arange(0, pages - step, step, dtype=np.int64)
     return first + np.random.default_rng(0).integers(0, step, first.size)
-
-
-def _read_words(one: NDArray[np.uint64], two: NDArray[np.uint64], three: NDArray[np.uint64]) -> int:
-    total = np.uint64(0)
-    for array in (one, two, three):
-        for i in range(array.size):
-            total += array[i]
-    return int(total)
-
-
-_read = numba.njit(nogil=True)(_read_words)

@@ -60,7 +60,7 @@ def seal_and_write(rig: Rig, subject: Work) -> Work:
             for row in range(first, last, BATCH):
                 end = min(row + BATCH, last)
                 _seal_some(contents, row, end, key, nonce, out)
-                os.pwrite(handle, memoryview(out)[: (end - row) * PAGE_SIZE], row * PAGE_SIZE)
+                os.pwrite(handle, out.data[: (end - row) * PAGE_SIZE], row * PAGE_SIZE)
 
         _in_pieces(workers, contents.shape[0], some)
         os.fsync(handle)
@@ -85,7 +85,7 @@ def read_and_unseal(rig: Rig, subject: Work) -> Work:
             nonce = np.zeros(NONCE_SIZE // 8, np.uint64)
             for row in range(first, last, BATCH):
                 end = min(row + BATCH, last)
-                os.preadv(handle, [memoryview(buffer)[: (end - row) * SCRATCH_SIZE]], row * SCRATCH_SIZE)
+                os.preadv(handle, [buffer.data[: (end - row) * SCRATCH_SIZE]], row * SCRATCH_SIZE)
                 if not _open_some(target, row, end, key, nonce, buffer):
                     raise ModelError("the bare loop has not read what it wrote")
 
@@ -133,7 +133,7 @@ def _write_sealed(path: Path, contents: NDArray[np.uint8], key: NDArray[np.uint8
         for row in range(0, contents.shape[0], BATCH):
             end = min(row + BATCH, contents.shape[0])
             _seal_apart(contents, row, end, key, nonce, out)
-            file.write(memoryview(out)[: (end - row) * SCRATCH_SIZE])
+            file.write(out.data[: (end - row) * SCRATCH_SIZE])
         os.fsync(file.fileno())
 
 

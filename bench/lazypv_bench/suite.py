@@ -25,6 +25,7 @@ SUBJECTS: Final = (
     "scaling",
     "scans",
     "throttled",
+    "metadata",
     "downtime",
     "boot",
     "snapshots",

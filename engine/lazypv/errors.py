@@ -42,6 +42,14 @@ class UsageError(LazyPVError):
     """An option or argument that is refused, alone or in this combination."""
 
 
+class CipherError(UsageError):
+    """A cipher that there is not, or not on this computer."""
+
+
+class SlowCipherWarning(UserWarning):
+    """This CPU has no AES instructions: everything that is sealed or opened takes very long."""
+
+
 class PolicyError(LazyPVError):
     """What somebody's own teardown policy raised while it ran; says where in its file."""
 

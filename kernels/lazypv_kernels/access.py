@@ -238,9 +238,7 @@ def unpin_pages(
 
 
 @kernel
-def _host_may_store(
-    state_seen: Integer, owner: U16, guest_page: U32, directory: U64, frame: Integer
-) -> bool:
+def _host_may_store(state_seen: Integer, owner: U16, guest_page: U32, directory: U64, frame: Integer) -> bool:
     """Whether the host may change a held `frame` now: a guest's shared page not before a snapshot has saved it."""
     shared = state_seen == SHR or state_seen == PSH
     return not shared or note_store(directory, owner[frame], guest_page[frame])

@@ -39,7 +39,7 @@ def destroy_batches(
 
     stop, gate : uint8[1], not 0: no further batch; frames : int64[batch], rc : uint16[batch], written: the last batch
     and its answers; counts : int64[4], tally : int64[3], added to; refused_stay : a refused page needs nothing more.
-    Returns (WHOLE, GATHERED or DESTROYED; next entry; pages of a batch that is left over; how many of them are settled).
+    Returns (WHOLE, GATHERED or DESTROYED; next entry; pages of a batch that is left over, and how many are settled).
     """
     batch = frames.size
     while at < end and tally[PAGES] + batch <= limit:

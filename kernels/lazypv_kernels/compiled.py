@@ -14,7 +14,16 @@ from numba.core.registry import CPUDispatcher
 from lazypv_kernels.door import ArrayRefusedError, Door
 from lazypv_kernels.store import KernelStore, cache_directory, source_key
 
-__all__ = ["KERNELS", "LISTENERS", "ArrayRefusedError", "Kernel", "cache_directory", "compilations", "kernel", "source_key"]
+__all__ = [
+    "KERNELS",
+    "LISTENERS",
+    "ArrayRefusedError",
+    "Kernel",
+    "cache_directory",
+    "compilations",
+    "kernel",
+    "source_key",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -25,7 +34,7 @@ LISTENERS: list[Callable[[Any], None]] = []
 """Who is told of each kernel that can be called now, compiled or loaded: a progress bar."""
 
 
-class Kernel(CPUDispatcher):  # type: ignore[misc]
+class Kernel(CPUDispatcher):
     """numba's dispatcher, with the door before its compiler and our store behind it."""
 
     def __init__(self, py_func: Callable[..., Any], *options: Any, **more: Any) -> None:
@@ -37,8 +46,8 @@ class Kernel(CPUDispatcher):  # type: ignore[misc]
         """What the dispatcher calls with arguments that fit no compiled signature; gives back what it calls then."""
         admitted = tuple(self._door.admit(at, value) for at, value in enumerate(args))
         if all(new is old for new, old in zip(admitted, args, strict=True)):
-            return super()._compile_for_args(*args, **kws)
-        self._types_active_call.clear()
+            return super()._compile_for_args(*args, **kws)  # type: ignore[misc]
+        self._types_active_call.clear()  # type: ignore[attr-defined]
         return lambda *_args: self(*admitted)
 
     def compile(self, sig: Any) -> Any:

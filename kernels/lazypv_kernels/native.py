@@ -262,6 +262,28 @@ def address_of(_context: Any, array: Any, index: Any) -> Any:
     return types.uint64(array, types.intp), codegen
 
 
+@intrinsic
+def copy_bytes(_context: Any, to: Any, of: Any, size: Any) -> Any:
+    """The C library's memcpy, between addresses."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        cgutils.raw_memcpy(builder, _at(builder, args[0], 8), _at(builder, args[1], 8), args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64, types.intp), codegen
+
+
+@intrinsic
+def clear_bytes(_context: Any, address: Any, size: Any) -> Any:
+    """The C library's memset to zero, at an address."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        cgutils.memset(builder, _at(builder, args[0], 8), args[1], 0)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.intp), codegen
+
+
 def _at(builder: Any, address: Any, bits: int) -> Any:
     return builder.inttoptr(address, ir.IntType(bits).as_pointer())
 
@@ -310,7 +332,7 @@ load_byte_at, store_byte_at, swap_byte_at = _load_at(types.uint8), _store_at(typ
 # --- the cipher: AEGIS-256 from libsodium, as PyNaCl carries it --------------------------------------------------
 
 
-def _register(name: str) -> str:
+def register_sodium(name: str) -> str:
     """Tell LLVM where libsodium's `name` lies; the symbol that kernels call."""
     library = ctypes.CDLL(_sodium.__file__)
     try:
@@ -327,9 +349,9 @@ _u64, _i32 = types.uint64, types.int32
 
 # int encrypt(c, clen_p, m, mlen, ad, adlen, nsec, npub, k): ciphertext and tag behind it.
 aegis256_encrypt = types.ExternalFunction(
-    _register("crypto_aead_aegis256_encrypt"), _i32(_u64, _u64, _u64, _u64, _u64, _u64, _u64, _u64, _u64)
+    register_sodium("crypto_aead_aegis256_encrypt"), _i32(_u64, _u64, _u64, _u64, _u64, _u64, _u64, _u64, _u64)
 )
 # int decrypt(m, mlen_p, nsec, c, clen, ad, adlen, npub, k): -1 when the tag does not fit.
 aegis256_decrypt = types.ExternalFunction(
-    _register("crypto_aead_aegis256_decrypt"), _i32(_u64, _u64, _u64, _u64, _u64, _u64, _u64, _u64, _u64)
+    register_sodium("crypto_aead_aegis256_decrypt"), _i32(_u64, _u64, _u64, _u64, _u64, _u64, _u64, _u64, _u64)
 )

@@ -32,7 +32,6 @@ from lazypv_kernels.native import (
     relax,
     swap_word_at,
 )
-
 from lazypv_kernels.scan import find_free_run
 
 TAKEN = 0
@@ -339,6 +338,28 @@ def allocate_run(host: U8, start: Integer, align: Integer, want: Integer) -> Int
             exchange(host, at + k, np.uint8(0))
         at = find_free_run(host, at + taken + 1, align, want)
     return -1
+
+
+@kernel
+def allocate_blocks(host: U8, size: Integer, blocks: I64) -> int:
+    """Take every block of `size` frames that begins at a multiple of that and is free as a whole; how many.
+
+    blocks : int64[host.size // size], written: the first frame of each.
+    """
+    count = 0
+    for first in range(0, host.size - size + 1, size):
+        taken = 0
+        while taken < size and host[first + taken] == 0:
+            if not compare_and_swap(host, first + taken, np.uint8(0), np.uint8(1)):
+                break
+            taken += 1
+        if taken == size:
+            blocks[count] = first
+            count += 1
+        else:
+            for k in range(taken):
+                exchange(host, first + k, np.uint8(0))
+    return count
 
 
 @kernel

@@ -34,7 +34,9 @@ def first_outside(frames: I64, size: Integer) -> int:
 
 
 @kernel
-def _matching(state: U8, owner: U16, host: U8, page_state: Integer, slot: Integer, mark: Integer, at: Integer) -> np.uint64:
+def _matching(
+    state: U8, owner: U16, host: U8, page_state: Integer, slot: Integer, mark: Integer, at: Integer
+) -> np.uint64:
     """Which of the 64 frames from `at` on are in `page_state`, belong to `slot` and bear `mark`: a bit each."""
     bits = bits_equal(state, at, np.uint8(STATE_MASK), np.uint8(page_state))
     bits &= bits_equal(host, at, np.uint8(mark), np.uint8(mark))
@@ -48,7 +50,7 @@ def find_frames(
     state: U8, owner: U16, host: U8, page_state: Integer, slot: Integer, mark: Integer, first: Integer, last: Integer,
     frames: I64,
 ) -> tuple[int, Integer]:  # fmt: skip
-    """Gather frames of ``[first, last)`` in `page_state`, of `slot` (or ANY_OWNER), with `mark` (0: any); (count, next).
+    """Gather frames of ``[first, last)`` in `page_state`, of `slot` or ANY_OWNER, with `mark` or 0; (count, next).
 
     state, host : uint8[n]; owner : uint16[n]; frames : int64[k], written, at most k. Claims count for nothing.
     """

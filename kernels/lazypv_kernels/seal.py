@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer
+from lazypv_kernels.ciphers import AEGIS256, clear_scratch, open_page, seal_page, write_nonce
 from lazypv_kernels.claims import BUSY, RECORD_BUSY, claim, claim_record, has_page, publish, publish_record
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
@@ -25,7 +26,6 @@ from lazypv_kernels.layout import (
     NO_FRAME,
     NO_OWNER,
     NS,
-    PAGE_SIZE,
     PSH,
     RC_BUSY,
     RC_DONE,
@@ -36,7 +36,6 @@ from lazypv_kernels.layout import (
     RECORD_STATE,
     RECORD_VERSION_ONE,
     RECORD_VERSION_SHIFT,
-    SCRATCH_SIZE,
     SEC,
     SHR,
     TAG_SIZE,
@@ -44,12 +43,8 @@ from lazypv_kernels.layout import (
 from lazypv_kernels.native import (
     add_and_fetch_old,
     address_of,
-    aegis256_decrypt,
-    aegis256_encrypt,
     fence,
     load_acquire,
-    load_byte_at,
-    store_byte_at,
     stream_zero_page,
 )
 from lazypv_kernels.tracking import note_store
@@ -61,60 +56,15 @@ DOMAIN_IMAGE = 2
 
 
 @kernel
-def _write_nonce(nonce: U64, page: Integer, version: Integer, domain: Integer) -> None:
-    """nonce : uint64[4]: guest page, version, domain, zero."""
-    nonce[0] = page
-    nonce[1] = version
-    nonce[2] = domain
-    nonce[3] = 0
-
-
-@kernel
-def seal_page(
-    contents: U8, frame: Integer, tag_address: Integer, nonce: U64, keys: U8, row: Integer, scratch: U8
-) -> None:
-    """Encrypt row `frame` of `contents` in place; the tag goes to `tag_address`. scratch : uint8[SCRATCH_SIZE]."""
-    aegis256_encrypt(
-        address_of(scratch, 0), 0, address_of(contents, frame), PAGE_SIZE, 0, 0, 0, address_of(nonce, 0),
-        address_of(keys, row),
-    )  # fmt: skip
-    contents[frame, :] = scratch[:PAGE_SIZE]
-    for k in range(TAG_SIZE):
-        store_byte_at(tag_address + np.uint64(k), scratch[PAGE_SIZE + k])
-
-
-@kernel
-def open_page(
-    contents: U8, frame: Integer, tag_address: Integer, nonce: U64, keys: U8, row: Integer, scratch: U8
-) -> bool:
-    """Verify and decrypt row `frame` in place; false, and nothing changed, if the tag does not fit.
-
-    scratch : uint8[2 * SCRATCH_SIZE], clear again afterwards: no plain text outlives the call.
-    """
-    sealed = scratch[:SCRATCH_SIZE]
-    plain = scratch[SCRATCH_SIZE:]
-    sealed[:PAGE_SIZE] = contents[frame]
-    for k in range(TAG_SIZE):
-        sealed[PAGE_SIZE + k] = load_byte_at(tag_address + np.uint64(k))
-    answer = aegis256_decrypt(
-        address_of(plain, 0), 0, 0, address_of(sealed, 0), SCRATCH_SIZE, 0, 0, address_of(nonce, 0),
-        address_of(keys, row),
-    )  # fmt: skip
-    if answer == 0:
-        contents[frame, :] = plain[:PAGE_SIZE]
-    plain[:] = 0
-    return answer == 0
-
-
-@kernel
 def export_pages(
-    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, keys: U8, wide: bool, refused_rc: Integer,
-    scratch: U8, frames: I64, first: Integer, last: Integer, rc: U16, counts: I64,
+    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, keys: U8, wide: bool,
+    cipher: Integer, refused_rc: Integer, scratch: U8, frames: I64, first: Integer, last: Integer, rc: U16, counts: I64,
 ) -> None:  # fmt: skip
     """CONV_FROM_SEC_STOR for ``frames[first:last]``, of any owners.
 
     A secure page is sealed; a shared page is released as it is. guest_page : uint32[n]; keys : uint8[slots, 32];
-    wide : records are 8-byte words with versions; scratch : uint8[2 * SCRATCH_SIZE]; rc : uint16[k], written.
+    wide : records are 8-byte words with versions; cipher : AEGIS256 or AES256GCM;
+    scratch : uint8[2 * SCRATCH_SIZE]; rc : uint16[k], written.
     """
     nonce = np.empty(4, np.uint64)
     for i in range(first, last):
@@ -147,9 +97,9 @@ def export_pages(
             where = RECORD_OUT
             if wide:
                 version += np.uint64(RECORD_VERSION_ONE)
-                _write_nonce(nonce, page, version >> np.uint64(RECORD_VERSION_SHIFT), DOMAIN_LIVE)
+                write_nonce(nonce, page, version >> np.uint64(RECORD_VERSION_SHIFT), DOMAIN_LIVE, cipher)
                 tag_address = directory[slot * DIR_WORDS + DIR_TAGS] + np.uint64(page * TAG_SIZE)
-                seal_page(contents, frame, tag_address, nonce, keys, slot, scratch)
+                seal_page(contents, frame, tag_address, nonce, keys, slot, scratch, cipher)
         else:
             where = RECORD_OUT_SHARED
         # The record first: once the frame is free of its owner, the owner's records may be gone.
@@ -163,9 +113,9 @@ def export_pages(
 
 @kernel
 def import_pages(
-    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, keys: U8, wide: bool, misc: bool, codes: U16,
-    scratch: U8, slot: Integer, pte: U32, image_key: U8, image_tags: U8, image_first: Integer, pages: I64,
-    first: Integer, last: Integer, rc: U16, counts: I64,
+    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, keys: U8, wide: bool,
+    cipher: Integer, misc: bool, codes: U16, scratch: U8, slot: Integer, pte: U32, image_key: U8, image_tags: U8,
+    image_first: Integer, pages: I64, first: Integer, last: Integer, rc: U16, counts: I64,
 ) -> None:  # fmt: skip
     """CONV_TO_SEC_STOR, or UNPACK_IMG if there are image tags, for guest ``pages[first:last]`` of `slot`.
 
@@ -213,8 +163,8 @@ def import_pages(
             answer = RC_BUSY
         elif seen == NS or taken_over:
             answer, after = _bring_in(
-                contents, frame, directory, slot, page, wide, keys, where, version, codes, nonce, scratch, unpack,
-                image_key, image_tags, image_first,
+                contents, frame, directory, slot, page, wide, cipher, keys, where, version, codes, nonce, scratch,
+                unpack, image_key, image_tags, image_first,
             )  # fmt: skip
         elif seen != SEC or owner[frame] != slot or guest_page[frame] != page:
             answer = np.int64(codes[2])
@@ -237,12 +187,13 @@ def import_pages(
         publish(state, frame, after)
         publish_record(directory, slot, page, wide, record)
         rc[i] = answer
+    clear_scratch(scratch)
 
 
 @kernel
 def _bring_in(
-    contents: U8, frame: Integer, directory: U64, slot: Integer, page: Integer, wide: bool, keys: U8, where: Integer,
-    version: Integer, codes: U16, nonce: U64, scratch: U8, unpack: bool, image_key: U8, image_tags: U8,
+    contents: U8, frame: Integer, directory: U64, slot: Integer, page: Integer, wide: bool, cipher: Integer, keys: U8,
+    where: Integer, version: Integer, codes: U16, nonce: U64, scratch: U8, unpack: bool, image_key: U8, image_tags: U8,
     image_first: Integer,
 ) -> tuple[Integer, Integer]:  # fmt: skip
     """Give a claimed non-secure `frame` the content it has to have for the guest; (rc, page state afterwards)."""
@@ -251,10 +202,10 @@ def _bring_in(
         if where != RECORD_NEVER or index < 0 or index >= image_tags.shape[0]:
             return np.int64(codes[5]), NS
         if wide:
-            _write_nonce(nonce, page, 0, DOMAIN_IMAGE)
+            write_nonce(nonce, page, 0, DOMAIN_IMAGE, AEGIS256)
             if not note_store(directory, slot, page):
                 return np.int64(RC_BUSY), NS
-            if not open_page(contents, frame, address_of(image_tags, index), nonce, image_key, 0, scratch):
+            if not open_page(contents, frame, address_of(image_tags, index), nonce, image_key, 0, scratch, AEGIS256):
                 return np.int64(codes[4]), NS
         return np.int64(RC_DONE), SEC
     if where == RECORD_NEVER:
@@ -266,9 +217,9 @@ def _bring_in(
         return np.int64(RC_DONE), SEC
     if where == RECORD_OUT:
         if wide:
-            _write_nonce(nonce, page, version >> np.uint64(RECORD_VERSION_SHIFT), DOMAIN_LIVE)
+            write_nonce(nonce, page, version >> np.uint64(RECORD_VERSION_SHIFT), DOMAIN_LIVE, cipher)
             tag_address = directory[slot * DIR_WORDS + DIR_TAGS] + np.uint64(page * TAG_SIZE)
-            if not open_page(contents, frame, tag_address, nonce, keys, slot, scratch):
+            if not open_page(contents, frame, tag_address, nonce, keys, slot, scratch, cipher):
                 return np.int64(codes[4]), NS
         return np.int64(RC_DONE), SEC
     if where == RECORD_OUT_SHARED:
@@ -289,5 +240,5 @@ def seal_image(
     """
     nonce = np.empty(4, np.uint64)
     for row in range(first, last):
-        _write_nonce(nonce, image_first + row, 0, DOMAIN_IMAGE)
-        seal_page(contents, row, address_of(image_tags, row), nonce, image_key, 0, scratch)
+        write_nonce(nonce, image_first + row, 0, DOMAIN_IMAGE, AEGIS256)
+        seal_page(contents, row, address_of(image_tags, row), nonce, image_key, 0, scratch, AEGIS256)

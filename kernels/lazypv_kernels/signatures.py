@@ -57,7 +57,7 @@ def _documented(kernel: Kernel, name: str) -> int:
 
 
 def _indices(kernel: Kernel, name: str) -> int:
-    """With how many indices elements of `name` are taken, here or where it is handed on to; 0 if that cannot be seen."""
+    """With how many indices elements of `name` are taken, here or where it is handed on to; 0 if it cannot be seen."""
     found = [0]
     for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kernel.py_func)))):
         if isinstance(node, ast.Subscript) and _is(node.value, name):

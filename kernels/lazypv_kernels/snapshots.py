@@ -11,6 +11,7 @@ import numpy as np
 
 from lazypv_kernels.access import entry_of
 from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer
+from lazypv_kernels.ciphers import open_page, write_nonce
 from lazypv_kernels.claims import BUSY, RECORD_BUSY, claim, claim_record, publish, publish_record
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
@@ -42,7 +43,6 @@ from lazypv_kernels.native import (
     aegis256_encrypt,
     fence,
     load_acquire,
-    load_byte_at,
     load_half_at,
     load_word_at,
     store_half_at,
@@ -125,9 +125,7 @@ def _seal_row(
         size, where = AD_SIZE + PAGE_SIZE, address_of(scratch, 0)
     else:
         out[data:end] = 0
-    aegis256_encrypt(
-        address_of(out, tag), 0, where, 0, where, size, 0, address_of(nonce, 0), address_of(key, 0)
-    )
+    aegis256_encrypt(address_of(out, tag), 0, where, 0, where, size, 0, address_of(nonce, 0), address_of(key, 0))
 
 
 @kernel
@@ -169,28 +167,23 @@ def _claim_source(
 
 @kernel
 def _open_exported(
-    contents: U8, frame: Integer, directory: U64, keys: U8, slot: Integer, page: Integer, record: Integer, nonce: U64,
-    scratch: U8,
+    contents: U8, frame: Integer, directory: U64, keys: U8, cipher: Integer, slot: Integer, page: Integer,
+    record: Integer, nonce: U64, copied: U8, scratch: U8,
 ) -> bool:  # fmt: skip
-    """Open an exported page into ``scratch[SCRATCH_SIZE:]`` (uint8[2 * SCRATCH_SIZE]); the frame stays as it is."""
-    nonce[0], nonce[1], nonce[2], nonce[3] = page, record >> np.uint64(RECORD_VERSION_SHIFT), DOMAIN_LIVE, 0
-    text = address_of(scratch, 0)
-    _copy_words(text, address_of(contents, frame), _WORDS)
+    """Open an exported page in copied : uint8[1, 4096]; the frame stays as it is. scratch : uint8[2 * SCRATCH_SIZE]."""
+    write_nonce(nonce, page, record >> np.uint64(RECORD_VERSION_SHIFT), DOMAIN_LIVE, cipher)
+    _copy_words(address_of(copied, 0), address_of(contents, frame), _WORDS)
     tag = directory[slot * DIR_WORDS + DIR_TAGS] + np.uint64(page * TAG_SIZE)
-    _copy_words(text + np.uint64(PAGE_SIZE), tag, _TAG_WORDS)
-    answer = aegis256_decrypt(
-        address_of(scratch, SCRATCH_SIZE), 0, 0, text, SCRATCH_SIZE, 0, 0, address_of(nonce, 0), address_of(keys, slot)
-    )
-    return answer == 0
+    return open_page(copied, 0, tag, nonce, keys, slot, scratch, cipher)
 
 
 @kernel
 def seal_rows(
-    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, keys: U8, slot: Integer, pte: U32, track: U32,
-    now: Integer, aside: U8, aside_kind: U8, aside_of: U32, key: U8, ad: U64, version: Integer, pages: I64, out: U8,
-    at: I64, scratch: U8, code: U16,
+    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, keys: U8, cipher: Integer, slot: Integer,
+    pte: U32, track: U32, now: Integer, aside: U8, aside_kind: U8, aside_of: U32, key: U8, ad: U64, version: Integer,
+    pages: I64, out: U8, at: I64, scratch: U8, code: U16,
 ) -> int:  # fmt: skip
-    """Seal guest `pages` of `slot` as the rows of one batch; how many are left, busy.
+    """Seal guest `pages` of `slot` as the rows of one batch; how many are left, busy. cipher : of exported pages.
 
     track : uint32[m, 2], a page saved in generation `now` was copied to row ``aside_of[page] - 1`` of `aside`;
     key : uint8[32]; scratch : uint8[4 * SCRATCH_SIZE], clear again afterwards; code : uint16[k], RC_BUSY where there is
@@ -199,6 +192,7 @@ def seal_rows(
     Claims come in pieces: a locked instruction between any two rows would wait for all that the cipher has stored.
     """
     nonce = np.empty(4, np.uint64)
+    copied = np.empty((1, PAGE_SIZE), np.uint8)
     found, spare = scratch[: 2 * SCRATCH_SIZE], scratch[2 * SCRATCH_SIZE :]
     frames, records = np.empty(CLAIMED_AT_ONCE, np.int64), np.empty(CLAIMED_AT_ONCE, np.uint64)
     states, kinds = np.empty(CLAIMED_AT_ONCE, np.int64), np.empty(CLAIMED_AT_ONCE, np.int64)
@@ -236,10 +230,12 @@ def seal_rows(
             if frame < 0 and kinds[k] != KIND_ZERO:
                 source = address_of(aside, np.int64(aside_of[page]) - 1)
             elif frame >= 0 and record & np.uint64(RECORD_STATE) == np.uint64(RECORD_OUT):
-                if not _open_exported(contents, frame, directory, keys, slot, page, record, nonce, found):
+                if not _open_exported(
+                    contents, frame, directory, keys, cipher, slot, page, record, nonce, copied, found
+                ):
                     code[i] = RC_TORN
                     continue
-                source = address_of(found, SCRATCH_SIZE)
+                source = address_of(copied, 0)
             elif frame >= 0:
                 source = address_of(contents, frame)
             _address_row(ad, nonce, page, kinds[k], version)
@@ -251,6 +247,7 @@ def seal_rows(
                 publish(state, frames[k], states[k])
             publish_record(directory, slot, pages[rows[k]], True, records[k])
     scratch[:] = 0
+    copied[:] = 0
     return busy
 
 
@@ -276,9 +273,7 @@ def _page_of(batch: U8, at: I64, row: Integer) -> np.int64:
 
 
 @kernel
-def _open_row(
-    batch: U8, at: I64, row: Integer, target: Integer, key: U8, ad: U64, nonce: U64, scratch: U8
-) -> bool:
+def _open_row(batch: U8, at: I64, row: Integer, target: Integer, key: U8, ad: U64, nonce: U64, scratch: U8) -> bool:
     """Verify row `row` of `batch` and leave its plain page at address `target`; the batch is as before afterwards.
 
     With target 0 a sealed row is decrypted in place.
@@ -317,7 +312,7 @@ def _all_zero(batch: U8, data: Integer) -> bool:
     found = np.uint64(0)
     for k in range(_WORDS):
         found |= load_word_at(text + np.uint64(8 * k))
-    return found == np.uint64(0)
+    return bool(found == np.uint64(0))
 
 
 @kernel

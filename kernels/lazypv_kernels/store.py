@@ -73,7 +73,7 @@ def cache_directory() -> Path:
     return cache_root() / source_key()
 
 
-class KernelStore(_Cache):  # type: ignore[misc]
+class KernelStore(_Cache):
     """The compiled forms of one kernel, as a dispatcher looks them up.
 
     Parameters
@@ -110,7 +110,8 @@ class KernelStore(_Cache):  # type: ignore[misc]
             kept = self.path_of(sig).read_bytes()
             if hashlib.sha256(kept[_CHECKSUM:]).digest() != kept[:_CHECKSUM]:
                 return None
-            return CompileResult._rebuild(target_context, *pickle.loads(kept[_CHECKSUM:]))
+            rebuild: Any = CompileResult._rebuild
+            return rebuild(target_context, *pickle.loads(kept[_CHECKSUM:]))
         except OSError:
             return None
 
@@ -118,7 +119,7 @@ class KernelStore(_Cache):  # type: ignore[misc]
         """Keep what was compiled for `sig`; where that cannot be, say so once and go on without."""
         if not self._enabled or data.lifted or data.library.has_dynamic_globals:
             return
-        compiled = dumps(data._reduce())
+        compiled: bytes = dumps(data._reduce())  # type: ignore[no-untyped-call]
         try:
             _put(self.path_of(sig), hashlib.sha256(compiled).digest() + compiled)
         except OSError as error:

@@ -204,6 +204,14 @@ def test_names_beginnings_and_patterns_choose(patterns, chosen):
     assert select(patterns, REGISTRY) == [REGISTRY[name] for name in chosen]
 
 
+def test_a_quick_run_leaves_out_what_takes_long_unless_it_is_named():
+    """Issue: all but `metadata`."""
+    registry = REGISTRY | {"metadata": fake_benchmark([[1], [1]], quick=False)}
+    assert select([], registry, quick=True) == list(REGISTRY.values())
+    assert select([], registry) == list(registry.values())
+    assert select(["meta"], registry, quick=True) == [registry["metadata"]]
+
+
 def test_a_name_that_fits_nothing_is_refused_with_the_nearest():
     """What the person meant is in the message."""
     with pytest.raises(UsageError, match=r"'boot\.imaeg'.*nearest is boot\.image"):
@@ -235,8 +243,8 @@ def test_a_declaration_is_found_by_its_name(monkeypatch):
 def test_settings_are_those_of_the_help():
     """4 GiB and seven turns; quick is 1 GiB and three; a size is a size."""
     assert Settings.of(None, quick=False) == Settings(4 << 30, 7)
-    assert Settings.of(None, quick=True) == Settings(1 << 30, 3)
-    assert Settings.of("64MiB", quick=True) == Settings(64 << 20, 3)
+    assert Settings.of(None, quick=True) == Settings(1 << 30, 3, quick=True)
+    assert Settings.of("64MiB", quick=True) == Settings(64 << 20, 3, quick=True)
 
 
 @pytest.mark.parametrize(("size", "error"), [("many", SizeError), ("33000000", SizeError), ("1MiB", UsageError)])

@@ -8,8 +8,9 @@ import json
 from rich.console import Console
 
 from lazypv._version import __version__
+from lazypv_bench.comparison import Change
 from lazypv_bench.harness import Result, Settings
-from lazypv_bench.report import as_json, print_list, print_table
+from lazypv_bench.report import as_object, print_changes, print_list, print_table
 
 from .fakes import fake_benchmark
 
@@ -26,10 +27,14 @@ def table_of(*results):
 
 def test_json_is_one_object_with_schema_machine_and_results():
     """Another program can compare two of them."""
-    document = json.loads(as_json([MISSED, WITHOUT], Settings(1 << 30, 3)))
+    document = json.loads(json.dumps(as_object([MISSED, WITHOUT], Settings(1 << 30, 3))))
     assert document["schema"] == "lazypv.bench/1"
     assert document["version"] == __version__
-    assert document["machine"].keys() == {"cpu", "cores", "memory_bytes", "system", "python"}
+    assert document["machine"].keys() == {
+        "cpu", "cores", "memory_bytes", "system", "python", "kernel", "huge_pages", "features", "versions",
+    }  # fmt: skip
+    assert document["machine"]["versions"].keys() >= {"python", "numpy", "numba", "libsodium", "libc"}
+    assert document["turns"] == {"some.thing": [0.25, 0.5, 1.0], "some.other": [1.0, 2.0, 3.0]}
     assert (document["size_bytes"], document["pairs"]) == (1 << 30, 3)
     assert document["results"][0] == {
         "name": "some.thing",
@@ -64,6 +69,20 @@ def test_the_table_names_what_is_compared():
     assert "12.5 GB/s" in text
     assert "rival: python loop" in text
     assert "1 GiB, 3 turns" in text
+
+
+def test_a_comparison_has_a_row_for_each_benchmark():
+    """What was, what is, the change, and the verdict."""
+    text = io.StringIO()
+    changes = [
+        Change("some.thing", "slower", 0.8, 0.72, -0.1, 0.00058),
+        Change("some.other", "new", None, 2.0, None, None),
+    ]
+    print_changes(changes, Console(file=text, width=80))
+    lines = text.getvalue().replace("│", " ").splitlines()
+    rows = {row.split()[0]: row.split() for row in lines if row.startswith("some.")}
+    assert rows["some.thing"] == ["some.thing", "0.8", "0.72", "-10.0%", "0.00058", "slower"]
+    assert rows["some.other"] == ["some.other", "2", "new"]
 
 
 def test_the_list_is_one_line_a_benchmark(capsys):

@@ -13,7 +13,7 @@ from lazypv_bench.harness import Settings
 from lazypv_bench.limits import _copier, _encrypt, _memset, _stream
 from lazypv_bench.rig import Rig
 from lazypv_bench.suite import REGISTRY, measure_alone, run
-from lazypv_bench.walks import destroy_walk512, destroy_walk4096_beside
+from lazypv_bench.walks import destroy_beside_guest, destroy_walk512
 from lazypv_kernels.layout import KEY_SIZE, MARK_SECURE, NS, PAGE_SIZE, SEC
 
 from .fakes import silent
@@ -42,17 +42,37 @@ def test_the_suite_is_the_one_that_was_agreed():
     """Names, directions and bars: what a later change is compared with."""
     bars = {name: (declared.better, declared.bar) for name, declared in REGISTRY.items()}
     assert bars == {
-        "destroy.walk32": ("higher", None),
-        "destroy.walk512": ("higher", 0.7),
-        "destroy.walk4096": ("higher", 0.78),
+        "destroy.full": ("higher", 0.85),
+        "destroy.half": ("higher", 0.75),
+        "destroy.checkerboard": ("higher", 0.75),
+        "destroy.tenth": ("higher", 0.75),
+        "destroy.give_back": ("higher", None),
+        "destroy.walk32": ("higher", 0.6),
+        "destroy.walk512": ("higher", 0.75),
+        "destroy.walk4096": ("higher", 0.8),
         "destroy.walk32.beside": ("higher", None),
         "destroy.walk512.beside": ("higher", None),
-        "destroy.walk4096.beside": ("higher", None),
+        "destroy.beside_guest": ("higher", 0.5),
+        "export": ("higher", 0.9),
+        "import": ("higher", 0.85),
+        "scaling.destroy": ("higher", 0.9),
+        "scaling.export": ("higher", 0.9),
+        "scan.1tib": ("higher", 0.6),
+        "guest.throttled": ("higher", 0.8),
+        "metadata": ("lower", 1.5),
         "downtime.growth": ("lower", 1.15),
         "downtime.growth.eager": ("lower", None),
         "shutdown.lazy": ("higher", 20),
         "boot.image": ("higher", 0.5),
+        "snapshot.save": ("higher", 0.8),
+        "snapshot.save.in-memory": ("higher", 0.8),
+        "snapshot.restore": ("higher", 0.8),
+        "snapshot.restore.in-memory": ("higher", 0.8),
+        "snapshot.dirty": ("lower", 0.05),
+        "snapshot.first-page": ("lower", None),
         "startup.help": ("lower", 5),
+        "explore.steps": ("higher", None),
+        "explore.pruning": ("lower", None),
     }
     assert all(declared.summary for declared in REGISTRY.values())
 
@@ -106,7 +126,7 @@ def test_a_walk_that_leaves_a_page_is_no_result(rig):
 
 def test_beside_a_guest_the_guest_reads_and_keeps_its_pages(rig):
     """The neighbour is protected, makes progress in every run, and the walk touches nothing of it."""
-    work = destroy_walk4096_beside(rig)
+    work = destroy_beside_guest(rig)
     state, _ = state_and_mark(rig)
     own = np.flatnonzero(state == SEC)
     assert own.size
@@ -117,6 +137,65 @@ def test_beside_a_guest_the_guest_reads_and_keeps_its_pages(rig):
     assert np.array_equal(np.flatnonzero(state == SEC), own)
     assert np.count_nonzero(state == NS) > SMALL.size // PAGE_SIZE
     assert work.value() >= 0
+
+
+# --- destroy, the cipher, scans ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["destroy.full", "destroy.half", "destroy.checkerboard", "destroy.tenth"])
+def test_what_is_destroyed_is_as_much_as_is_said_and_really_zero(name, rig):
+    """Fragments as named; one byte that stays is no result, nor is a page that stays somebody's."""
+    work = REGISTRY[name].subject(rig)
+    pages = SMALL.size // PAGE_SIZE
+    share = {"full": 1.0, "half": 0.5, "checkerboard": 0.5, "tenth": 0.1}[name.split(".")[1]]
+    assert work.bytes == work.contents.nbytes
+    assert work.bytes / SMALL.size == pytest.approx(share, abs=0.02)
+    firmware = vault.firmware_of(rig.machine.ultravisor)
+    work.prepare()
+    own = np.flatnonzero(firmware.state == SEC)
+    assert own.size == work.bytes // PAGE_SIZE <= pages
+    assert firmware.storage.contents[own].any(axis=1).all()
+    work.run()
+    firmware.storage.contents[own[-1], 4095] = 1
+    with pytest.raises(ModelError, match=r"1 of .* not zero"):
+        work.finish()
+    work.prepare()
+    work.run()
+    firmware.state[own[3]] = SEC
+    with pytest.raises(ModelError, match=r"1 of .* still somebody's"):
+        work.finish()
+    firmware.state[own[3]] = NS
+    work.finish()
+
+
+@pytest.mark.parametrize("name", ["export", "import"])
+def test_what_is_sealed_or_opened_is_looked_at(name, rig):
+    """All pages of the guest; one that comes back changed is no result."""
+    work = REGISTRY[name].subject(rig)
+    assert work.bytes == work.contents.nbytes == SMALL.size
+    for _ in range(2):
+        work.prepare()
+        work.run()
+        work.finish()
+    work.prepare()
+    work.run()
+    firmware = vault.firmware_of(rig.machine.ultravisor)
+    pages = np.flatnonzero((firmware.state == SEC) if name == "import" else (firmware.guest_page != 0))
+    firmware.storage.contents[pages[7], 100] ^= 1
+    with pytest.raises(ModelError):
+        work.finish()
+
+
+def test_a_scan_that_misses_a_frame_is_no_result(rig):
+    work = REGISTRY["scan.1tib"].subject(rig)
+    work.run()
+    work.finish()
+    state = work.columns[0]
+    work.columns[2][np.flatnonzero(work.columns[2] & MARK_SECURE)[0]] = 0
+    work.run()
+    with pytest.raises(ModelError, match="has not found"):
+        work.finish()
+    assert (state == SEC).all()
 
 
 # --- ends and beginnings of guests -------------------------------------------------------------------------------

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import lazypv_kernels
 from lazypv.__main__ import run
 from lazypv.upkeep import computer, doctor
 
+PACKAGE = Path(lazypv_kernels.__file__).parent
 RUN = """
 import json, sys
 from lazypv.__main__ import run
@@ -37,10 +41,16 @@ IN_FOLDER = [
 
 
 def call(cache, arguments, folder=None):
-    """Run a command in a process of its own; its output, and how many kernels it compiled."""
+    """Run a command in a process of its own; its output, and how many kernels it compiled.
+
+    Kernels are a copy of the sources, so that an edit meanwhile is no matter.
+    """
+    sources = cache / "sources"
+    if not sources.exists():
+        shutil.copytree(PACKAGE, sources / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     done = subprocess.run(
         [sys.executable, "-c", RUN, *arguments],
-        env=os.environ | {"LAZYPV_CACHE_DIR": str(cache)},
+        env=os.environ | {"LAZYPV_CACHE_DIR": str(cache), "PYTHONPATH": str(sources)},
         cwd=folder,
         capture_output=True,
         text=True,
@@ -66,7 +76,7 @@ def test_warm_compiles_every_kernel(warmed):
     assert told["schema"] == "lazypv.warm/1"
     assert told["kernels"] > 50
     assert told["compiled"] == compiled >= told["kernels"]
-    assert told["signatures"] >= told["kernels"], "a kernel was left out"
+    assert told["left_out"] == []
     assert told["folder"].startswith(str(cache))
     assert len(list(cache.rglob("*.kernel"))) == compiled
 

@@ -49,9 +49,9 @@ def test_no_batch_begins_behind_a_flag(which):
     both = flags()
     both[which][0] = 1
     agree(
-        batches.destroy_batches, twins.destroy_batches, world.contents, world.state, world.owner, world.directory, 0xF01,
-        np.full(40, 1, np.uint8), np.arange(1, 41, dtype=np.uint32), 0, 40, 99, True, True, *both, np.full(8, -9),
-        *codes_and_counts(8), np.zeros(3, np.int64),
+        batches.destroy_batches, twins.destroy_batches, world.contents, world.state, world.owner, world.directory,
+        0xF01, np.full(40, 1, np.uint8), np.arange(1, 41, dtype=np.uint32), 0, 40, 99, True, True, *both,
+        np.full(8, -9), *codes_and_counts(8), np.zeros(3, np.int64),
     )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def test_a_read_only_array_that_is_written_to_is_refused():
     """Whoever made it read-only meant that."""
     state = np.zeros(16, np.uint8)
     state.flags.writeable = False
-    with pytest.raises(ArrayRefusedError, match="'state'.* is read-only"):
+    with pytest.raises(ArrayRefusedError, match=r"'state'.* is read-only"):
         donate(state, np.zeros(16, np.uint16), np.arange(16))
     assert not state.any()
 
@@ -120,9 +120,9 @@ def test_other_elements_are_converted_where_they_are_only_read_and_fit():
     assert donate(state, owner, np.array([3, 5], np.int32)) == -1
     assert donate(state, owner, np.array([7], ">i8")) == -1
     assert np.flatnonzero(state).tolist() == [3, 5, 7]
-    with pytest.raises(ArrayRefusedError, match="'frames'.*is not of int64"):
+    with pytest.raises(ArrayRefusedError, match=r"'frames'.*is not of int64"):
         donate(state, owner, np.array([1.0]))
-    with pytest.raises(ArrayRefusedError, match="'owner'.*is not of uint16"):
+    with pytest.raises(ArrayRefusedError, match=r"'owner'.*is not of uint16"):
         donate(state, owner.astype(np.uint32), np.arange(2))
 
 

@@ -214,3 +214,13 @@ def test_dropping_a_reference_waits_until_the_frame_is_thawed():
     settled.join(30)
     assert not settled.is_alive()
     assert host[0] == 0
+
+
+@pytest.mark.parametrize("size", [0, 3, 8, 64, 203])
+@seeds(4)
+def test_whole_free_blocks_are_taken_and_no_part_of_others(seed, size):
+    """For huge pages that go back to the operating system; the last part of a machine is none."""
+    rng = np.random.default_rng(seed)
+    host = (rng.random(size) < 0.1).astype(np.uint8)
+    for block in (1, 4, 8, 64):
+        agree(references.allocate_blocks, twins.allocate_blocks, host, block, np.full(size // block, -9))

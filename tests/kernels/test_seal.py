@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import twins
 
-from lazypv_kernels import seal
+from lazypv_kernels import ciphers, seal
+from lazypv_kernels.ciphers import AEGIS256
 from lazypv_kernels.layout import (
     DIR_TAGS,
     DIR_WORDS,
@@ -44,24 +45,24 @@ def new_scratch():
     return np.zeros(2 * SCRATCH_SIZE, np.uint8)
 
 
-def export(world, frames, scratch=None):
+def export(world, frames, scratch=None, cipher=AEGIS256):
     """The kernel on `world`: (rc, counts)."""
     frames = np.asarray(frames, np.int64)
     rc, counts = codes_and_counts(frames.size)
     seal.export_pages(
-        world.contents, world.state, world.owner, world.guest_page, world.directory, world.keys, world.wide, 0xF08,
-        new_scratch() if scratch is None else scratch, frames, 0, frames.size, rc, counts,
+        world.contents, world.state, world.owner, world.guest_page, world.directory, world.keys, world.wide, cipher,
+        0xF08, new_scratch() if scratch is None else scratch, frames, 0, frames.size, rc, counts,
     )  # fmt: skip
     return rc, counts
 
 
-def bring_in(world, slot, pte, pages, misc=False, image=(NO_KEY, NO_TAGS, 0), scratch=None):
+def bring_in(world, slot, pte, pages, misc=False, image=(NO_KEY, NO_TAGS, 0), scratch=None, cipher=AEGIS256):
     """The kernel on `world`: (rc, counts)."""
     pages = np.asarray(pages, np.int64)
     rc, counts = codes_and_counts(pages.size)
     seal.import_pages(
-        world.contents, world.state, world.owner, world.guest_page, world.directory, world.keys, world.wide, misc,
-        CODES, new_scratch() if scratch is None else scratch, slot, pte, *image, pages, 0, pages.size, rc, counts,
+        world.contents, world.state, world.owner, world.guest_page, world.directory, world.keys, world.wide, cipher,
+        misc, CODES, new_scratch() if scratch is None else scratch, slot, pte, *image, pages, 0, pages.size, rc, counts,
     )  # fmt: skip
     return rc, counts
 
@@ -307,14 +308,85 @@ def test_sealing_and_opening_one_page_are_their_twins(seed):
     nonce = rng.integers(0, 2**64, 4, np.uint64)
     nonce[3] = 0
     tag_address = ours.directory[DIR_WORDS + DIR_TAGS]
-    seal.seal_page(ours.contents, 1, tag_address, nonce, ours.keys, 2, new_scratch())
+    seal.seal_page(ours.contents, 1, tag_address, nonce, ours.keys, 2, new_scratch(), AEGIS256)
     twins.seal_page(theirs.contents, 1, theirs.tags[1][0], nonce, theirs.keys, 2)
     assert_same_world(ours, theirs)
     for key in (1, 2):
-        assert seal.open_page(ours.contents, 1, tag_address, nonce, ours.keys, key, new_scratch()) == twins.open_page(
-            theirs.contents, 1, theirs.tags[1][0], nonce, theirs.keys, key
-        )
+        assert seal.open_page(
+            ours.contents, 1, tag_address, nonce, ours.keys, key, new_scratch(), AEGIS256
+        ) == twins.open_page(theirs.contents, 1, theirs.tags[1][0], nonce, theirs.keys, key)
         assert_same_world(ours, theirs)
+
+
+# --- AES-256-GCM -------------------------------------------------------------------------------------------------
+
+needs_gcm = pytest.mark.skipif(not ciphers.HAS_AES256GCM, reason="libsodium has no AES-256-GCM on this CPU")
+
+
+@needs_gcm
+@seeds(3)
+def test_a_page_under_aes_256_gcm_is_what_another_library_makes_of_it(seed):
+    """For people who must: version and domain, then the guest page, are the 12 bytes of the nonce; the tag has 16."""
+    aead = pytest.importorskip("cryptography.hazmat.primitives.ciphers.aead")
+    rng = np.random.default_rng(seed)
+    world = random_world(rng, 2, held=0.0)
+    world.state[:], world.owner[:], world.guest_page[:] = SEC, (1, 2), (5, 7)
+    world.records[1][5] = world.records[2][7] = RECORD_IN | 41 << 3
+    plain = world.contents.copy()
+    rc, _ = export(world, [0, 1], cipher=ciphers.AES256GCM)
+    assert (rc == RC_DONE).all()
+    for frame, slot, page in ((0, 1, 5), (1, 2, 7)):
+        nonce = (1 << 61 | 42).to_bytes(8, "little") + page.to_bytes(4, "little")
+        sealed = aead.AESGCM(world.keys[slot].tobytes()).encrypt(nonce, plain[frame].tobytes(), None)
+        tag = world.tags[slot][page]
+        assert world.contents[frame].tobytes() + tag[:16].tobytes() == sealed
+        assert not tag[16:].any()
+
+
+@needs_gcm
+def test_under_aes_256_gcm_only_the_very_page_of_the_last_export_comes_back():
+    """Invariants 30, 31: altered, swapped, replayed and moved pages are refused and left as they are."""
+    rng = np.random.default_rng(5)
+    world = random_world(rng, 2, held=0.0)
+    world.state[:], world.owner[:], world.guest_page[:] = SEC, 1, (4, 6)
+    world.records[1][:] = RECORD_IN
+    plain = world.contents.copy()
+    pte = np.zeros(GUEST_PAGES, np.uint32)
+    pte[[4, 6]] = 1, 2
+    gcm = {"cipher": ciphers.AES256GCM}
+    export(world, [0, 1], **gcm)
+    old = world.contents.copy()
+    scratch = new_scratch()
+    assert (bring_in(world, 1, pte, [4, 6], scratch=scratch, **gcm)[0] == RC_DONE).all()
+    assert not scratch.any()
+    np.testing.assert_array_equal(world.contents, plain)
+    export(world, [0, 1], **gcm)
+    new = world.contents.copy()
+    assert (new != old).any(axis=1).all()
+    for forged in (old, new[::-1], new ^ np.uint8(1)):
+        world.contents[:] = forged
+        assert (bring_in(world, 1, pte, [4, 6], **gcm)[0] == RC_INTEGRITY).all()
+        np.testing.assert_array_equal(world.contents, forged)
+    world.contents[:] = new
+    assert (bring_in(world, 1, pte, [4, 6])[0] == RC_INTEGRITY).all(), "the other cipher"
+    assert (bring_in(world, 1, pte, [4, 6], **gcm)[0] == RC_DONE).all()
+    np.testing.assert_array_equal(world.contents, plain)
+
+
+def test_no_two_versions_domains_or_pages_have_a_nonce_in_common():
+    """Design, cryptography: guest page and version; live export and images are separate domains."""
+    for cipher in ciphers.CIPHERS.values():
+        seen = set()
+        for page in (0, 1, 2**32 - 1):
+            for version in (0, 1, 2**61 - 1):
+                for domain in (1, 2, 3):
+                    nonce = np.full(4, 7, np.uint64)
+                    ciphers.write_nonce(nonce, page, version, domain, cipher)
+                    expected = np.zeros(4, np.uint64)
+                    twins.write_nonce(expected, page, version, domain, cipher)
+                    np.testing.assert_array_equal(nonce, expected)
+                    seen.add(nonce.tobytes()[: 32 if cipher == ciphers.AEGIS256 else 12])
+        assert len(seen) == 27
 
 
 def test_a_page_is_4096_bytes():

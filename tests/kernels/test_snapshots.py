@@ -7,6 +7,7 @@ import pytest
 import twins
 
 from lazypv_kernels import snapshots, tracking
+from lazypv_kernels.ciphers import AEGIS256
 from lazypv_kernels.layout import (
     DIR_GENERATION,
     DIR_TRACK,
@@ -181,8 +182,8 @@ def test_rows_of_a_guest_are_sealed_as_the_twin_seals_them(seed, size):
     code = np.full(GUEST_PAGES, RC_BUSY, np.uint16)
     out2, code2, track2, spare = out.copy(), code.copy(), track.copy(), scratch()
     busy = snapshots.seal_rows(
-        ours.contents, ours.state, ours.owner, ours.guest_page, ours.directory, ours.keys, 1, pte, track, 2, aside,
-        aside_kind, aside_of, key, ad.copy(), 7, pages, out, at, spare, code,
+        ours.contents, ours.state, ours.owner, ours.guest_page, ours.directory, ours.keys, AEGIS256, 1, pte, track, 2,
+        aside, aside_kind, aside_of, key, ad.copy(), 7, pages, out, at, spare, code,
     )  # fmt: skip
     expected = twins.seal_rows(
         theirs, 1, pte, track2, 2, aside, aside_kind, aside_of, key, ad, 7, pages, out2, at, code2

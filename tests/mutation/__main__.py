@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"the unchanged engine holds, in {verdict.seconds:.0f} s; {len(mutants)} mutants", file=sys.stderr)
         drawn = draw(mutants, options.count, options.seed, bench.package)
         verdicts = _try_all(drawn, bench, options.jobs, Kept(options.keep, bench.sources()))
-        reasons.require_none_of({mutant.key for mutant, verdict in verdicts.items() if verdict.killed})
+        reasons.require_none_of({mutant.key for mutant, verdict in verdicts.items() if verdict.is_certain})
         report = Report(
             options.seed,
             options.budget,

@@ -67,6 +67,11 @@ class Verdict:
         """Noticed, in whatever way."""
         return self.outcome != "survived"
 
+    @property
+    def is_certain(self) -> bool:
+        """Noticed, and not because the computer had much else to do."""
+        return self.killed and self.outcome != "timeout"
+
 
 class Bench:
     """Where mutants are tried: a copy of engine, kernels and checks as they were when it was set up.

@@ -6,6 +6,7 @@ many through the command (200).
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -114,7 +115,7 @@ def test_every_kind_of_region_is_flipped(sixteen):
         "header", "metadata", "page bytes", "guest pages", "kinds", "tags", "versions", "padding", "footer",
     }  # fmt: skip
     covered = sorted((first, last) for _, _, first, last in regions(path, key))
-    assert all(one[1] == two[0] for one, two in zip(covered[:-1], covered[1:], strict=True)), "no byte is left out"
+    assert all(one[1] == two[0] for one, two in itertools.pairwise(covered)), "no byte is left out"
     assert covered[0][0] == 0
     assert covered[-1][1] == path.stat().st_size
 
@@ -235,7 +236,7 @@ def test_batches_that_change_places_are_refused(sixteen, tmp_path):
     _, key, path = sixteen
     copy = shutil.copy(path, tmp_path / "a.arrow")
     exchange_batches(copy, copy, key, 3, 8)
-    with pytest.raises(DamagedSnapshotError, match="batch [38]: altered, moved"):
+    with pytest.raises(DamagedSnapshotError, match=r"batch [38]: altered, moved"):
         verify(copy, key)
 
 
@@ -326,7 +327,7 @@ def test_what_cannot_be_read_says_so(sixteen, tmp_path):
     _, key, _ = sixteen
     with pytest.raises(UsageError, match="No such file"):
         verify(tmp_path / "none.arrow", key)
-    with pytest.raises(UsageError, match="regular file|directory"):
+    with pytest.raises(UsageError, match=r"regular file|directory"):
         verify(tmp_path, key)
 
 

@@ -86,7 +86,7 @@ def two(host, vm, key, tmp_path):
 
 
 def test_an_older_snapshot_is_refused_unless_that_is_asked_for(host, vm, key, two):
-    with pytest.raises(RollBackError, match="number 2 .* this is number 1; --allow-rollback") as found:
+    with pytest.raises(RollBackError, match=r"number 2 .* this is number 1; --allow-rollback") as found:
         host.restore(two[0], key=key)
     assert found.value.exit_status == 4
     assert host.check() == []

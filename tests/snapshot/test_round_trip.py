@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -171,7 +173,7 @@ def test_a_shared_page_that_the_host_holds_now_is_saved_in_any_case(host, vm, ke
 def test_a_chain_is_restored_with_the_newest_of_each_page(host, vm, key, tmp_path, lazy):
     names = ["a.arrow", "b.arrow", "c.arrow", "d.arrow"]
     vm.snapshot(tmp_path / names[0], key=key)
-    for step, (parent, child) in enumerate(zip(names[:-1], names[1:], strict=True)):
+    for step, (parent, child) in enumerate(itertools.pairwise(names)):
         change(vm, [step, 100, 900 + step], seed=step)
         vm.snapshot(tmp_path / child, key=key, parent=tmp_path / parent)
     other = host.restore(tmp_path / "d.arrow", key=key, lazy=lazy)

@@ -143,8 +143,8 @@ def verify(
         with Progress() as progress:
             found.append(check(file, opened, ledger=book, alone=alone, progress=progress, threads=threads))
     lines = [
-        f"{file}: {one.rows} rows in {one.batches} batches are what was sealed"
-        f"{' (incomplete)' if one.incomplete else ''}; number {one.sequence}, root {one.root[:16]}, ledger: {one.ledger}"
+        f"{file}: {one.rows} rows in {one.batches} batches are what was sealed{' (incomplete)' if one.incomplete else ''};"
+        f" number {one.sequence}, root {one.root[:16]}, ledger: {one.ledger}"
         for file, one in zip(files, found, strict=True)
     ]
     _tell("verify", {"snapshots": [vars(one) for one in found]}, json, "\n".join(lines))

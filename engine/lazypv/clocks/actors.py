@@ -40,6 +40,15 @@ class LongestHold:
     calls: int = 0
     seconds: float = 0.0
 
+    def note(self, pages: int, calls: int, seconds: float) -> None:
+        """A hold has ended."""
+        if pages > self.pages:
+            self.pages = pages
+        if calls > self.calls:
+            self.calls = calls
+        if seconds > self.seconds:
+            self.seconds = seconds
+
 
 @dataclass
 class Hold:
@@ -71,6 +80,13 @@ class Signal:
     def take_back(self) -> None:
         """Whatever was given meanwhile counts no more."""
         self._lock.acquire(blocking=False)
+
+
+def grant(lock: Lock) -> None:
+    """Give a lock to those in front of its queue who can have it now."""
+    while (following := lock.next_in_queue()) is not None:
+        following.queued = None
+        following.signal.give()
 
 
 def take_patiently(mutex: threading.Lock) -> None:
@@ -127,10 +143,25 @@ class Actor:
             self.finished.wait()
             self.thread.join()
 
+    def charge(self, pages: int, calls: int) -> None:
+        """Something was done under all locks that it holds."""
+        for hold in self.holds.values():
+            hold.pages += pages
+            hold.calls += calls
+
     @property
     def is_queued(self) -> bool:
         """Whether it still waits for a lock."""
         return self.queued is not None
+
+    def may_go_on(self) -> bool:
+        """Whether a sleeper has what it waits for."""
+        if self.waiting is None:
+            return not self.is_queued
+        try:
+            return self.waiting.condition()
+        except Exception:  # whose condition it is will meet that too, and break down under the right name
+            return True
 
     def __repr__(self) -> str:
         return self.name

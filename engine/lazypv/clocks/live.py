@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from lazypv.clocks.actors import Actor, Cancelled, Event, Fault, Hold, LongestHold, take_patiently
-from lazypv.clocks.runs import Runs, waits_for_batches
+from lazypv.clocks.actors import Actor, Cancelled, Event, Fault, Hold, LongestHold, grant, take_patiently
+from lazypv.clocks.runs import Runs, may_begin
 from lazypv.clocks.trace import Trace
 from lazypv.errors import DeadlockError, LazyPVError, MemoryShortageError, ModelError
-from lazypv.steps import Acquire, Alloc, Bulk, Call, Lock, Release, Several, Spawn, Step, Text, Touch, Wait
+from lazypv.steps import Acquire, Alloc, Bulk, Call, Release, Several, Spawn, Step, Text, Touch, Wait
 
 T = TypeVar("T")
 
@@ -113,10 +113,7 @@ class LiveClock:
 
     def join(self, actors: list[Actor]) -> None:
         """Wait for spawned texts to end; their first error is raised here."""
-        for actor in actors:
-            actor.join()
-        with self._mutex:
-            self._ended = [actor for actor in self._ended if actor not in actors]
+        self._join(actors)
         for actor in actors:
             if actor.error is not None and not isinstance(actor.error, Cancelled):
                 raise actor.error
@@ -135,11 +132,14 @@ class LiveClock:
         """Join the threads of background texts that have ended; raise what one of them broke down with."""
         with self._mutex:
             ended = list(self._ended)
-        for actor in ended:
+        self._join(ended)
+        self.check()
+
+    def _join(self, actors: list[Actor]) -> None:
+        for actor in actors:
             actor.join()
         with self._mutex:
-            self._ended = [actor for actor in self._ended if actor not in ended]
-        self.check()
+            self._ended = [actor for actor in self._ended if actor not in actors]
 
     def check(self) -> None:
         """Raise what a text that ran in the background broke down with."""
@@ -167,7 +167,7 @@ class LiveClock:
 
     def _drive(self, actor: Actor, text: Text[Any]) -> None:
         try:
-            self._take_mutex()
+            take_patiently(self._mutex)
             actor.result = self._drive_locked(actor, text)
         except Cancelled as end:
             actor.error = self._poison or end
@@ -250,9 +250,6 @@ class LiveClock:
             self._poison = error
         self._end()
 
-    def _take_mutex(self) -> None:
-        take_patiently(self._mutex)
-
     # --- steps ---------------------------------------------------------------------------------------------------
 
     def _touch(self, _actor: Actor, step: Touch) -> None:
@@ -279,25 +276,10 @@ class LiveClock:
 
     def _release(self, actor: Actor, step: Release) -> None:
         hold = actor.holds.pop(step.lock)
-        self._note_hold(actor, step.lock, hold.pages, hold.calls, time.perf_counter() - hold.since)
+        longest = self.holds.setdefault((step.lock.name, actor.name), LongestHold())
+        longest.note(hold.pages, hold.calls, time.perf_counter() - hold.since)
         step.lock.give_up(actor, step.shared)
-        self._grant(step.lock)
-
-    def _note_hold(self, actor: Actor, lock: Lock, pages: int, calls: int, seconds: float) -> None:
-        longest = self.holds.setdefault((lock.name, actor.name), LongestHold())
-        if pages > longest.pages:
-            longest.pages = pages
-        if calls > longest.calls:
-            longest.calls = calls
-        if seconds > longest.seconds:
-            longest.seconds = seconds
-
-    @staticmethod
-    def _grant(lock: Lock) -> None:
-        """Give a lock to those in front of its queue who can have it now."""
-        while (following := lock.next_in_queue()) is not None:
-            following.queued = None
-            following.signal.give()
+        grant(step.lock)
 
     def _fault(self, step: Step[Any]) -> Fault | None:
         return self.faults(step) if self.faults is not None else None
@@ -306,15 +288,13 @@ class LiveClock:
         if (fault := self._fault(step)) is not None:
             return fault.value
         pages = step.pages
-        for hold in actor.holds.values():
-            hold.pages += pages
-            hold.calls += pages if step.uvc else 0
+        actor.charge(pages, pages if step.uvc else 0)
         start = self.now()
         self._mutex.release()
         try:
             answer = step.operation(*step.columns)
         finally:
-            self._take_mutex()
+            take_patiently(self._mutex)
         if self.timeline is not None:
             counts = (answer.done, answer.noop, answer.refused)
             self.timeline.append(Event(start, self.now(), actor.name, step.name, pages, *counts))
@@ -323,13 +303,10 @@ class LiveClock:
     def _several(self, actor: Actor, step: Several[Any]) -> Any:
         """Many batches in one piece, while nobody could tell: nobody looks on, and nobody waits for what they do.
 
-        The lock is held all the time, but nobody waits for it longer than for one batch, so that a hold is counted as
-        one batch: the largest one's pages, the mean one's seconds.
+        The lock is held all the time, but nobody waits for it longer than for one batch: that is what counts as a hold.
         """
         looked_at = self.faults is not None or self.timeline is not None or self.trace is not None
-        if looked_at or actor.holds or any(waits_for_batches(parked) for parked in self._parked):
-            return step.none
-        if not step.may_begin() or not step.lock.try_take(actor, shared=True):
+        if looked_at or not may_begin(step, actor, self._parked) or not step.lock.try_take(actor, shared=True):
             return step.none
         run = self._runs.begin(step)
         start = time.perf_counter()
@@ -338,14 +315,14 @@ class LiveClock:
             try:
                 batches = step.operation(run.stop)
             finally:
-                self._take_mutex()
+                take_patiently(self._mutex)
         finally:
             self._runs.over(run)
             step.lock.give_up(actor, shared=True)
-            self._grant(step.lock)
+            grant(step.lock)
         if batches.done:
-            seconds = (time.perf_counter() - start) / batches.done
-            self._note_hold(actor, step.lock, batches.largest, 0, seconds)
+            longest = self.holds.setdefault((step.lock.name, actor.name), LongestHold())
+            longest.note(batches.largest, 0, (time.perf_counter() - start) / batches.done)
         return batches.answer
 
     def _call(self, actor: Actor, step: Call[Any]) -> Any:
@@ -356,11 +333,9 @@ class LiveClock:
         try:
             answer = step.operation()
         finally:
-            self._take_mutex()
+            take_patiently(self._mutex)
         pages = step.pages_of(answer)
-        for hold in actor.holds.values():
-            hold.pages += pages
-            hold.calls += step.uvc
+        actor.charge(pages, step.uvc)
         if self.timeline is not None:
             self.timeline.append(Event(start, self.now(), actor.name, step.name, pages, pages, 0, 0))
         return answer
@@ -400,7 +375,7 @@ class LiveClock:
             try:
                 actor.signal.wait(timeout)
             finally:
-                self._take_mutex()
+                take_patiently(self._mutex)
         finally:
             self._parked.remove(actor)
             actor.signal.take_back()
@@ -410,23 +385,14 @@ class LiveClock:
     def _wake(self) -> None:
         """Wake those who may go on now. The one who runs looks, so that nobody is woken for nothing."""
         for parked in self._parked:
-            if parked.waiting is not None and self._may_go_on(parked):
+            if parked.waiting is not None and parked.may_go_on():
                 parked.signal.give()
-
-    @staticmethod
-    def _may_go_on(parked: Actor) -> bool:
-        if parked.waiting is None:
-            return not parked.is_queued
-        try:
-            return parked.waiting.condition()
-        except Exception:  # whose condition it is will meet that too, and break down under the right name
-            return True
 
     def _look_for_deadlock(self) -> None:
         if not self._parked or len(self._parked) < len(self._actors) or self._ending:
             return
         for parked in self._parked:
-            if self._may_go_on(parked) or (parked.waiting is not None and parked.waiting.outside):
+            if parked.may_go_on() or (parked.waiting is not None and parked.waiting.outside):
                 return
         cycle = "; ".join(f"{parked.name} waits for {parked.waits_for}" for parked in self._parked)
         self._poisoned(DeadlockError(f"all actors wait: {cycle}"))

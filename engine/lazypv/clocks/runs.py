@@ -62,6 +62,11 @@ class Runs:
                 run.stop[0] = 1
 
 
+def may_begin(step: Several[Any], actor: Actor, parked: list[Actor]) -> bool:
+    """Whether nobody sleeps who has to be looked at after each batch, and the next batch would be done at all."""
+    return not actor.holds and not any(waits_for_batches(sleeper) for sleeper in parked) and step.may_begin()
+
+
 def waits_for_batches(actor: Actor) -> bool:
     """Whether what a sleeper waits for may be brought about by a batch, so that it has to be looked at after each."""
     return actor.waiting is not None and not actor.waiting.outside and not actor.waiting.patient

@@ -14,6 +14,7 @@ import numpy as np
 
 from lazypv.errors import LifetimeError
 from lazypv.host.mm import MM_USERS
+from lazypv.host.throttle import UNLIMITED, Throttle
 from lazypv.steps import Alloc, Bulk, Touch
 from lazypv.ultravisor import BulkAnswer
 from lazypv_kernels.layout import RC_DONE, RC_DTYPE
@@ -175,23 +176,26 @@ async def unmap_range(host: Host, mm: Mm, vma: Vma, start: int, end: int) -> Non
                 host.machine.frames.put(frames)
 
 
-async def drain_set_aside(pages: SecurePages, mm: Mm, account: str) -> None:
-    """Work off the list of `mm`: destroy each page, drop the list's reference, free the nodes.
+async def drain_set_aside(pages: SecurePages, mm: Mm, account: str, throttle: Throttle | None = None) -> None:
+    """Work off the list of `mm`: destroy each page, drop the list's reference, free the nodes; a node is a batch.
 
     A page that is refused belongs to a configuration whose CPUs still live: it goes back on the list while another
     configuration of this address space has still to drain (D19). In the last drain it is exported (D20).
     """
     aside = mm.set_aside
+    throttle = UNLIMITED if throttle is None else throttle
     if not aside.has_lock:
-        await _drain_without_lock(pages, mm, account)
+        await _drain_without_lock(pages, mm, account, throttle)
         return
     async with aside.held():
         nodes = list(aside.nodes)
         aside.nodes.clear()
         _one_less_to_drain(mm)
     for node in nodes:
+        await throttle.wait()
         frames = node.frames
         answer = await pages.destroy_kept(frames, account)
+        throttle.passed(frames.size)
         pages.ledger.add("set_aside", answer.done)
         refused = frames[answer.rc != RC_DONE] if answer.refused else frames[:0]
         if refused.size:
@@ -210,7 +214,7 @@ def _one_less_to_drain(mm: Mm) -> None:
     mm.to_drain = max(mm.to_drain - 1, 0)
 
 
-async def _drain_without_lock(pages: SecurePages, mm: Mm, account: str) -> None:
+async def _drain_without_lock(pages: SecurePages, mm: Mm, account: str, throttle: Throttle) -> None:
     """The list as it is worked off as posted: node after node, and each page's reference goes whatever was answered.
 
     Between the look at the first node and its removal another cleaner may look at the same node (D19).
@@ -218,6 +222,7 @@ async def _drain_without_lock(pages: SecurePages, mm: Mm, account: str) -> None:
     aside = mm.set_aside
     _one_less_to_drain(mm)
     while True:
+        await throttle.wait()
         await Touch(aside, "deferred_list")
         if not aside.nodes:
             return
@@ -228,6 +233,7 @@ async def _drain_without_lock(pages: SecurePages, mm: Mm, account: str) -> None:
         else:
             pages.ledger.broke(26, "a node was taken off the list by two cleaners")
         await pages.destroy_and_put(node.frames, account)
+        throttle.passed(node.count)
         aside.free_node(node)
 
 

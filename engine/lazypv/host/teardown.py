@@ -241,7 +241,7 @@ async def destroy_thread(vm: Vm, record: Deferred) -> None:
     Source: semantics 4.8, 4.9; invariants 21, 23, 24, 25, 27, 34.
     """
     mm, host = record.mm, vm.host
-    await drain_set_aside(host.pages, mm, "destroyed_background")
+    await drain_set_aside(host.pages, mm, "destroyed_background", host.throttle)
     if record.has_mm:
         await destroy_range(host.pages, mm, 1, 0, mm.end, host.batch, "destroyed_background", host.throttle)
         await mmput(host, mm, nobody_drains=True)

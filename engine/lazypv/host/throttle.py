@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lazypv.errors import UsageError
+from lazypv.steps import Wait
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,6 +77,12 @@ class Throttle:
         """Whether the next batch may go."""
         return self.open and (not self._resting or self._owed() <= 0)
 
+    async def wait(self) -> None:
+        """Until the next batch may go, which begins then."""
+        if not self.may_pass():
+            await Wait(self.may_pass, "the throttle", outside=True)
+        self.begin()
+
     def room(self) -> int:
         """How many pages may go before it is asked again."""
         if not self.limited:
@@ -97,7 +104,9 @@ class Throttle:
         seconds = now - self._began
         if seconds > 0:
             self._speed = pages / seconds
-        self._owed_then = self._owed() + self._rest_for(pages, seconds)
+        # To work is no rest; but pages a second are counted against all of the time.
+        left = self._owed_at(now if self.share is None else self._began)
+        self._owed_then = left + self._rest_for(pages, seconds)
         self._since = self._began = now
         self._resting = self._resting or self._owed_then > AT_ONCE_SECONDS
 
@@ -110,7 +119,10 @@ class Throttle:
 
     def _owed(self) -> float:
         """Seconds of rest that are owed now."""
-        return max(0.0, self._owed_then - (self.now() - self._since))
+        return self._owed_at(self.now())
+
+    def _owed_at(self, time: float) -> float:
+        return max(0.0, self._owed_then - (time - self._since))
 
 
 def _no_time() -> float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lazypv.host.mm import MM_USERS
 from lazypv.host.throttle import UNLIMITED, Throttle
-from lazypv.steps import Batches, Several, Wait
+from lazypv.steps import Batches, Several
 from lazypv_kernels.layout import FRAME_DTYPE
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ async def destroy_range(
     throttle = UNLIMITED if throttle is None else throttle
     at = start
     while at < end and await mm.read_users() > users:
-        if not throttle.may_pass():
-            await Wait(throttle.may_pass, "the throttle", outside=True)
-        throttle.begin()
+        await throttle.wait()
         async with mm.mmap_lock.shared():
             frames, at = await mm.gather(at, end, batch)
         while frames.size:
@@ -79,7 +77,7 @@ def _further_batches(
     throttle: Throttle,
     or_export: bool,
 ) -> Several[Left]:
-    """The batches of the walk that follow, as one; what is left over of the last, where to go on, pages that are gone."""
+    """The batches of the walk that follow, as one: what the last has left over, where to go on, pages that are gone."""
 
     def may_begin() -> bool:
         wanted = at < end and not mm.freed and mm.users > users and throttle.may_pass()
@@ -101,7 +99,7 @@ async def _destroy_under_the_lock(
 ) -> None:
     """The walk before patch 05: all pages with one hold of the lock, one batch as far as a throttle is concerned."""
     if throttle is not None:
-        await Wait(throttle.may_pass, "the throttle", outside=True)
+        await throttle.wait()
     async with mm.mmap_lock.shared():
         frames, _ = await mm.gather(start, end, end - start)
         await pages.destroy_and_put(frames, account, or_export=or_export)

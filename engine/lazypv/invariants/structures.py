@@ -64,6 +64,8 @@ def _address_space(host: Host, mm: Mm) -> Iterator[Violation]:
         yield Violation(10, f"the protected counter is {counter}, but {owned} mapped pages belong to a configuration")
     if mm.users < 0 or mm.count < 0 or (mm.count == 0) != mm.freed:
         yield Violation(25, f"mm_users is {mm.users}, mm_count {mm.count}")
+    if mm.torn_down and mm.users > 0:
+        yield Violation(25, f"the address space was torn down, but mm_users is {mm.users}")
     frames = [node.frames for node in mm.set_aside.nodes]
     if any(part.size > mm.set_aside.node_capacity for part in frames):
         yield Violation(26, f"a node of the list holds more than {mm.set_aside.node_capacity} pages")

@@ -70,6 +70,16 @@ class HostFrames:
         first = int(references.allocate_run(self.byte, start, align, want))
         return None if first < 0 else np.arange(first, first + want, dtype=FRAME_DTYPE)
 
+    def take_free_blocks(self, size: int) -> list[tuple[int, int]]:
+        """Blocks of `size` frames, aligned to that, in which every frame was free: now with one reference each.
+
+        As ranges (first, last), as long as possible, ascending.
+        """
+        blocks = np.empty(self.byte.size // size, FRAME_DTYPE)
+        taken = blocks[: references.allocate_blocks(self.byte, size, blocks)]
+        parts = np.split(taken, np.flatnonzero(np.diff(taken) != size) + 1) if taken.size else []
+        return [(int(part[0]), int(part[-1]) + size) for part in parts]
+
     def get(self, frames: Frames) -> None:
         """One more reference on each of `frames`, which somebody already holds.
 

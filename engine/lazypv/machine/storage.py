@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
-from lazypv.errors import MemoryShortageError, SizeError
+from lazypv.errors import MemoryShortageError, SizeError, UsageError
 from lazypv.sizes import format_size
 from lazypv_kernels.layout import PAGE_SIZE
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 64
 """Streaming stores fault on less."""
+HUGE_PAGE = 2 << 20
+HUGE_PAGES = HUGE_PAGE // PAGE_SIZE
+"""Frames of a huge page: our own storage begins with a whole one."""
 
 
 class AbsoluteStorage:
@@ -44,6 +47,27 @@ class AbsoluteStorage:
         self.contents = contents
         self.words: NDArray[np.uint64] = contents.view(np.uint64)
         self._owner = owner
+        self._anonymous: tuple[mmap.mmap, int] | None = None
+
+    @property
+    def can_be_given_back(self) -> bool:
+        """Whether this is our own anonymous memory, of which the operating system can have parts back."""
+        return self._anonymous is not None and hasattr(mmap, "MADV_DONTNEED")
+
+    def give_back(self, first: int, last: int) -> None:
+        """The operating system has the memory of frames ``[first, last)`` back; they read as zero from now on.
+
+        Whoever touches one of them next pays for a page, or for a huge page, and for clearing it.
+
+        Raises
+        ------
+        UsageError
+            The memory is somebody else's.
+        """
+        if self._anonymous is None or not self.can_be_given_back:
+            raise UsageError("only a machine's own memory can be given back to the operating system")
+        memory, skipped = self._anonymous
+        memory.madvise(mmap.MADV_DONTNEED, skipped + first * PAGE_SIZE, (last - first) * PAGE_SIZE)
 
     @classmethod
     def own(cls, pages: int, workers: Workers) -> AbsoluteStorage:
@@ -60,12 +84,15 @@ class AbsoluteStorage:
             raise MemoryShortageError(
                 f"a machine of {format_size(size)} was asked for, but {format_size(available)} of memory are available"
             )
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
-        contents = np.frombuffer(memory, np.uint8).reshape(pages, PAGE_SIZE)
+        skipped = -np.frombuffer(memory, np.uint8).ctypes.data % HUGE_PAGE
+        contents = np.frombuffer(memory, np.uint8, size, skipped).reshape(pages, PAGE_SIZE)
         workers.run(pages, lambda first, last: contents[first:last, 0].fill(0))
-        return cls(pages, contents, memory)
+        storage = cls(pages, contents, memory)
+        storage._anonymous = (memory, skipped)
+        return storage
 
     @classmethod
     def attach(cls, buffer: Buffer) -> AbsoluteStorage:

@@ -102,8 +102,8 @@ class Host(SnapshotHost):
         Guest memory below this is never destroyed lazily.
     batch : int
         Pages of one batch of a walk.
-    throttle : float or None
-        Pages a second that a background walk may destroy; None for no limit.
+    throttle : float, Throttle or None
+        Pages a second that the background may destroy, or ``Throttle(share=...)``; None for no limit.
     policy : TeardownPolicy
         How protected guests end; the series' way, unless said otherwise (:mod:`lazypv.policy`).
     """
@@ -116,7 +116,7 @@ class Host(SnapshotHost):
         series: Series | None = None,
         sync_below: int | str = SYNC_BELOW,
         batch: int = LIVE_BATCH,
-        throttle: float | None = None,
+        throttle: float | Throttle | None = None,
         policy: TeardownPolicy | None = None,
     ) -> None:
         self.machine = machine
@@ -127,7 +127,7 @@ class Host(SnapshotHost):
             series=series,
             sync_below=sync_below,
             batch=batch,
-            throttle=Throttle(throttle),
+            throttle=throttle if isinstance(throttle, Throttle) else Throttle(throttle),
             nodes_at_once=LIVE_NODES,
             policy=policy,
         )

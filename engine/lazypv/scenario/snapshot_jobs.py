@@ -55,9 +55,7 @@ def boot(host: Host, image: GuestImage, memory: int | str | None, vcpus: int) ->
     return vm
 
 
-def write_rows(
-    vm: VM, image: GuestImage, rows: NDArray[np.uint32], pages: NDArray[np.int64], *, zeroes: bool
-) -> int:
+def write_rows(vm: VM, image: GuestImage, rows: NDArray[np.uint32], pages: NDArray[np.int64], *, zeroes: bool) -> int:
     """The guest writes the image's content into `pages`; with `zeroes` also where that is zero. How many it wrote."""
     words = image.pages.view(np.uint64)
     written = 0

@@ -69,7 +69,7 @@ def export_core(target: Target, output: Target, key: SnapshotKey, progress: Prog
 
 
 def _segments(stored: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Runs of pages that are stored or not: int64[s, 3], first page, pages, stored; short gaps are stored where needed."""
+    """Runs of pages that are stored or not: int64[s, 3], first page, pages, stored; short gaps count as stored."""
     shortest = 1
     while True:
         filled = _without_short_gaps(stored, shortest)
@@ -128,9 +128,7 @@ def _offsets(segments: NDArray[np.int64], start: int, pages: int) -> NDArray[np.
     return offsets
 
 
-def _write_pages(
-    chain: Chain, index: PageIndex, sink: Sink, offsets: NDArray[np.int64], progress: Progress
-) -> int:
+def _write_pages(chain: Chain, index: PageIndex, sink: Sink, offsets: NDArray[np.int64], progress: Progress) -> int:
     """Page bytes as they are in the files, in order of address; how many pages."""
     wanted = np.flatnonzero(offsets >= 0)
     for start in range(0, wanted.size, ROWS):

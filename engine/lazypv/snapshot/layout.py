@@ -1,8 +1,8 @@
 """Where everything is in a snapshot: Arrow's own metadata, made by pyarrow, and positions computed from the header.
 
 A file is: magic, schema message, batches of 256 rows, a last batch, a trailer (a batch without rows, whose metadata
-carries what is known only at the end), end-of-stream mark, footer. All batches have metadata of the same size, chosen so
-that the page bytes of each begin on a 4 KiB boundary.
+carries what is known only at the end), end-of-stream mark, footer. All batches have metadata of the same size, chosen
+so that the page bytes of each begin on a 4 KiB boundary.
 """
 
 from __future__ import annotations

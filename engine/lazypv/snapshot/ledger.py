@@ -36,7 +36,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Standing:
-    """What the ledger says of a snapshot: ``"unknown"``, ``"newest"``, ``"newer"``, ``"older"`` or ``"second child"``."""
+    """What the ledger says of a snapshot: ``unknown``, ``newest``, ``newer``, ``older`` or ``second child``."""
 
     verdict: str
     known: Entry | None

@@ -16,8 +16,8 @@ from lazypv.errors import LazyPVError
 from lazypv.host.faults import import_pages
 from lazypv.snapshot.chain import BatchPages, Chain
 from lazypv.snapshot.errors import DamagedSnapshotError, IncompleteSnapshotError
-from lazypv.snapshot.restore import finish, import_rows, open_other_rows
 from lazypv.snapshot.reader import kinds_of, pages_of
+from lazypv.snapshot.restore import finish, import_rows, open_other_rows
 from lazypv.snapshot.writer import NoProgress, Progress
 from lazypv.steps import Touch
 from lazypv.ultravisor import BulkAnswer
@@ -79,9 +79,12 @@ class SnapshotPager:
     def _import(self, pages: NDArray[np.int64]) -> BulkAnswer:
         answer = self._ask_firmware(pages)
         missing = np.flatnonzero(answer.rc == RC_INTEGRITY)
-        if missing.size and not self.done:
+        if missing.size:
             try:
                 answer.rc[missing] = self._restore(pages[missing])
+                # Where the last page has come in meanwhile, one that was never had is a page of zeroes again.
+                still = missing[answer.rc[missing] == RC_INTEGRITY]
+                answer.rc[still] = self._ask_firmware(pages[still]).rc
             except LazyPVError as error:
                 self.problem = self.problem or error
         busy, good = np.count_nonzero(answer.rc == RC_BUSY), np.count_nonzero(answer.rc == RC_DONE)
@@ -165,7 +168,7 @@ class SnapshotPager:
         buffer = file.new_buffer()
         at = file.read_columns(index, buffer)
         pages = pages_of(buffer, at).astype(np.int64)
-        wanted = pages[kinds_of(buffer, at) != KIND_ZERO]
+        wanted: NDArray[np.int64] = pages[kinds_of(buffer, at) != KIND_ZERO]
         newer = self._pages[:number]
         if newer:
             keep = [all(each.locate(int(page)) is None for each in newer) for page in wanted]

@@ -271,9 +271,7 @@ class SnapshotFile:
         if bad >= 0:
             raise self.bad_row(index, buffer, at, bad)
 
-    def bad_row(
-        self, index: int, buffer: NDArray[np.uint8], at: NDArray[np.int64], row: int
-    ) -> DamagedSnapshotError:
+    def bad_row(self, index: int, buffer: NDArray[np.uint8], at: NDArray[np.int64], row: int) -> DamagedSnapshotError:
         """The error for a row that is not what was sealed."""
         page = int(pages_of(buffer, at)[row])
         return damaged_batch(self.name, index, "was altered, moved, or is an older version", page)

@@ -1,7 +1,7 @@
 """Restore a guest: all at once before it runs, each page verified and opened straight into the guest's storage.
 
-A fresh configuration with a key of its own takes the pages in; rows are verified from private copies, and a batch is the
-guest's as a whole or not at all.
+A fresh configuration with a key of its own takes the pages in; rows are verified from private copies, and a batch is
+the guest's as a whole or not at all.
 """
 
 from __future__ import annotations

@@ -86,9 +86,7 @@ def _write(
 # --- merge -------------------------------------------------------------------------------------------------------
 
 
-def merge(
-    targets: list[Target], output: Target, key: SnapshotKey, *, progress: Progress | None = None
-) -> Saved:
+def merge(targets: list[Target], output: Target, key: SnapshotKey, *, progress: Progress | None = None) -> Saved:
     """One file with the state of the newest of `targets`, which has to have all others among those it builds on.
 
     It stands for that newest one: as old as it in the ledger, and a parent for what builds on it.
@@ -212,9 +210,7 @@ class _Part(SnapshotFile):
 
     def rows(self) -> Rows:
         """All rows of complete batches."""
-        pages, kinds, versions = (
-            [each[column] for each in self._columns] for column in range(3)
-        )
+        pages, kinds, versions = ([each[column] for each in self._columns] for column in range(3))
         return Rows(
             np.concatenate([np.empty(0, np.int64), *pages]).astype(np.int64),
             np.concatenate([np.empty(0, np.uint8), *kinds]),

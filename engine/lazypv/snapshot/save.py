@@ -1,7 +1,7 @@
 """Save a protected guest, standing still or running; all of it, or what has changed since a parent.
 
-A running guest is saved as it was at one moment: what it wants to change before it has been saved is copied aside first,
-and where that would take too much memory the guest waits.
+A running guest is saved as it was at one moment: what it wants to change before it has been saved is copied aside
+first, and where that would take too much memory the guest waits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lazypv.snapshot.layout import ROWS, Header
 from lazypv.snapshot.ledger import Ledger, refuse
 from lazypv.snapshot.reader import SnapshotFile
 from lazypv.snapshot.store import Target
-from lazypv.snapshot.writer import Progress, SnapshotWriter, new_file_keys
+from lazypv.snapshot.writer import Fill, Progress, SnapshotWriter, new_file_keys
 from lazypv_kernels.layout import RC_DONE
 
 if TYPE_CHECKING:
@@ -146,9 +146,7 @@ def save(
         aside = ultravisor.end_snapshot(handle, None if root is None else bytes.fromhex(root))
     ledger.enter(lineage.guest_id, sequence, root)
     lineage.sequence = sequence
-    return Saved(
-        str(target), root, lineage.guest_id, sequence, int(pages.size), header.parent_root, aside, overridden
-    )
+    return Saved(str(target), root, lineage.guest_id, sequence, int(pages.size), header.parent_root, aside, overridden)
 
 
 @dataclass(frozen=True)
@@ -174,9 +172,7 @@ def _open_parent(parent: Target | None, key: SnapshotKey, lineage: Lineage) -> _
     return _Parent(parent, file.header, file.root)
 
 
-def _ask_ledger(
-    ledger: Ledger, lineage: Lineage, target: Target, before: _Parent | None, allow_fork: bool
-) -> str:
+def _ask_ledger(ledger: Ledger, lineage: Lineage, target: Target, before: _Parent | None, allow_fork: bool) -> str:
     """Refuse a second child; what was overridden, in words."""
     if before is not None:
         sequence, root, equals = before.header.sequence, before.root, before.header.equals
@@ -219,7 +215,7 @@ def _header(
     )
 
 
-def _sealing(vm: Vm, handle: int, pages: NDArray[np.int64], version: int):  # type: ignore[no-untyped-def]
+def _sealing(vm: Vm, handle: int, pages: NDArray[np.int64], version: int) -> Fill:
     ultravisor = vm.host.machine.ultravisor
 
     def fill(
@@ -230,8 +226,8 @@ def _sealing(vm: Vm, handle: int, pages: NDArray[np.int64], version: int):  # ty
         bad = np.flatnonzero(code != RC_DONE)
         if bad.size:
             raise SnapshotStateError(
-                f"guest page {int(part[bad[0]]):#x} cannot be saved: rc {int(code[bad[0]]):#06x}, what backs it is gone,"
-                " or was altered while the host had it"
+                f"guest page {int(part[bad[0]]):#x} cannot be saved: rc {int(code[bad[0]]):#06x}, what backs it is"
+                " gone, or was altered while the host had it"
             )
 
     return fill

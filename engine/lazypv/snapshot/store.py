@@ -1,7 +1,7 @@
 """Where snapshots are kept: files of this computer, and whatever pyarrow has a file system for.
 
-Reading gives private copies (``pread``); writing a local file is atomic: a hidden file beside it, fsync, rename, fsync of
-the folder. A store named by a URI is written through pyarrow's stream, in order, under another name first.
+Reading gives private copies (``pread``); writing a local file is atomic: a hidden file beside it, fsync, rename, fsync
+of the folder. A store named by a URI is written through pyarrow's stream, in order, under another name first.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class LocalSource:
 
     def read_into(self, buffer: NDArray[np.uint8], offset: int) -> int:
         """Copy bytes from `offset` on into `buffer`; how many there were."""
-        view, done = memoryview(buffer), 0
+        view, done = buffer.data, 0
         while done < len(view):
             more = os.preadv(self._file, [view[done:]], offset + done)
             if more == 0:

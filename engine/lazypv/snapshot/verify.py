@@ -119,7 +119,8 @@ def verify_rows(file: SnapshotFile, progress: Progress, threads: int | None = No
         pieces = workers.run(file.layout.batches, check, chunk=4)
     finally:
         workers.close()
-    return np.sum([np.zeros(len(KINDS), np.int64), *pieces], axis=0)
+    total: NDArray[np.int64] = np.sum([np.zeros(len(KINDS), np.int64), *pieces], axis=0)
+    return total
 
 
 # --- info --------------------------------------------------------------------------------------------------------

@@ -142,9 +142,7 @@ class SnapshotWriter:
             found = self._local.buffer = np.empty(self.layout.stride, np.uint8)
         return found
 
-    def _sealed(
-        self, fill: Fill, index: int, buffer: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def _sealed(self, fill: Fill, index: int, buffer: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         rows = layout.rows_of(self.header.rows, index)
         at = layout.columns(rows, self.header.metadata_size)
         buffer[: at[0]] = self._metadata[rows]
@@ -154,9 +152,7 @@ class SnapshotWriter:
         fill(buffer, at, index, self._keys, words)
         scratch = np.empty(snapshots.MAC_PREFIX + at[0] + at[5] - at[1], np.uint8)
         digits = self.header.mac_offset
-        snapshots.batch_mac(
-            buffer, at, digits, rows, self._keys.id_bytes, index, self._keys.batches, scratch, True
-        )
+        snapshots.batch_mac(buffer, at, digits, rows, self._keys.id_bytes, index, self._keys.batches, scratch, True)
         written = buffer[digits : digits + snapshots.MAC_HEX].tobytes()
         self._macs[index] = np.frombuffer(bytes.fromhex(written.decode()), np.uint8)
         self._first_pages[index] = pages_of(buffer, at)[0]

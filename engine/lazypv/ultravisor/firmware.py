@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lazypv_kernels import tracking
+from lazypv_kernels.ciphers import AEGIS256
 from lazypv_kernels.layout import (
     DIR_CPUS,
     DIR_EXPORTED,
@@ -108,6 +109,8 @@ class Firmware:
         Where kernels find a configuration's records, tags, size and number of CPUs.
     keys : uint8[slots, 32]
         Sealing key of each configuration, fresh from the operating system at its creation.
+    cipher : int
+        Of exported pages: ``lazypv_kernels.ciphers.AEGIS256`` or ``AES256GCM``.
     history : dict of int to (int, int)
         Of each configuration that is gone: how many of its pages were exported, how many its destruction cleaned.
     """
@@ -118,8 +121,10 @@ class Firmware:
         slots: int,
         feature_bits: frozenset[int],
         entropy: Callable[[int], bytes] = os.urandom,
+        cipher: int = AEGIS256,
     ) -> None:
         pages = storage.pages
+        self.cipher = cipher
         self._entropy = entropy
         self.storage = storage
         self.feature_bits = feature_bits

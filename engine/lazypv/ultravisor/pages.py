@@ -99,8 +99,9 @@ class PageCalls(Door):
                 pages,
                 lambda first, last, rc, into: seal.import_pages(
                     firmware.storage.contents, firmware.state, firmware.owner, firmware.guest_page, firmware.directory,
-                    firmware.keys, firmware.sealing, misc, _IMPORT_CODES, firmware.scratch(), configuration.slot,
-                    configuration.translation, key, tags, first_page, pages, first, last, rc, into,
+                    firmware.keys, firmware.sealing, firmware.cipher, misc, _IMPORT_CODES,
+                    firmware.scratch(), configuration.slot, configuration.translation, key, tags, first_page, pages,
+                    first, last, rc, into,
                 ),
             )  # fmt: skip
         finally:
@@ -180,7 +181,8 @@ class PageCalls(Door):
             frames,
             lambda first, last, rc, into: seal.export_pages(
                 firmware.storage.contents, firmware.state, firmware.owner, firmware.guest_page, firmware.directory,
-                firmware.keys, firmware.sealing, RC_DONATED, firmware.scratch(), frames, first, last, rc, into,
+                firmware.keys, firmware.sealing, firmware.cipher, RC_DONATED, firmware.scratch(), frames,
+                first, last, rc, into,
             ),
         )  # fmt: skip
 

@@ -25,6 +25,7 @@ from lazypv_kernels.layout import (
     NONCE_SIZE,
     PAGE_SIZE,
     RC_BUSY,
+    RC_DONE,
     RC_DTYPE,
     SCRATCH_SIZE,
     TRACK_CLOSED,
@@ -208,8 +209,9 @@ class SnapshotCalls(Door):
         scratch = np.zeros(4 * SCRATCH_SIZE, np.uint8)
         while snapshots.seal_rows(
             firmware.storage.contents, firmware.state, firmware.owner, firmware.guest_page, firmware.directory,
-            firmware.keys, configuration.slot, configuration.translation, configuration.track, configuration.generation,
-            saving.pool, saving.kind, saving.of, key, ad, version, pages, batch, at, scratch, code,
+            firmware.keys, firmware.cipher, configuration.slot, configuration.translation, configuration.track,
+            configuration.generation, saving.pool, saving.kind, saving.of, key, ad, version, pages, batch, at, scratch,
+            code,
         ):  # fmt: skip
             pass
         self._forget_copies(saving, pages)
@@ -229,7 +231,7 @@ class SnapshotCalls(Door):
         Where nothing is being saved there is nothing to keep.
         """
         firmware = vault.firmware_of(self)
-        code = np.full(pages.size, tracking.RC_DONE, RC_DTYPE)
+        code = np.full(pages.size, RC_DONE, RC_DTYPE)
         with firmware.lock:
             configuration = self._configuration(handle)
             saving = configuration.saving if configuration is not None else None
@@ -333,7 +335,10 @@ class SnapshotCalls(Door):
         if configuration is None:
             return rc, -1
         try:
-            key, shared = configuration.restoring[file]
+            files = configuration.restoring
+            if file >= len(files):  # the restore has ended meanwhile
+                return rc, -1
+            key, shared = files[file]
             ad = shared.copy()
             ad[5] = index
             scratch = np.zeros(2 * SCRATCH_SIZE, np.uint8)

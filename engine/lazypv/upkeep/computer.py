@@ -102,4 +102,3 @@ def _chosen(path: Path) -> str | None:
 def free_memory() -> int:
     """Bytes that nobody uses now: less than what is available, which also counts what can be taken back."""
     return int(psutil.virtual_memory().free)
-

@@ -125,7 +125,9 @@ def _look_at_cache(found: Finding) -> None:
             " names another folder"
         )
     elif state != "warm":
-        found.warnings.append("not all kernels are compiled: first calls wait for the compiler; lazypv warm does it now")
+        found.warnings.append(
+            "not all kernels are compiled: first calls wait for the compiler, or `lazypv warm` does it now"
+        )
 
 
 def _why_not_writable(folder: Path) -> str | None:

@@ -59,6 +59,8 @@ class Warmed:
         How many there are; for how many kinds of arguments this process has them now, those apart that others contain.
     compiled, loaded : int
         How many of these signatures were compiled, and how many had been kept by an earlier process.
+    left_out : list of str
+        Kernels that can be called now neither by Python nor by other kernels.
     seconds : float
     folder : Path
         Where they are kept.
@@ -68,6 +70,7 @@ class Warmed:
     signatures: int
     compiled: int
     loaded: int
+    left_out: list[str]
     seconds: float
     folder: Path
 
@@ -100,6 +103,7 @@ def warm(progress: ProgressReport) -> Warmed:
         signatures=sum(len(kernel.signatures) for kernel in KERNELS),
         compiled=compilations(),
         loaded=sum(sum(kernel.stats.cache_hits.values()) for kernel in KERNELS),
+        left_out=[kernel.py_func.__name__ for kernel in entries() if not kernel.signatures],
         seconds=time.perf_counter() - began,
         folder=cache_directory(),
     )

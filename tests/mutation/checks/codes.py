@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lazypv.host import gmap, set_aside
+from lazypv.sizes import PAGE_SIZE
 from lazypv.ultravisor import interface
 
 from .check import Check, NoticedError
@@ -28,6 +30,11 @@ CODES = {
     "PGM_NON_SECURE_STORAGE_ACCESS": 0x3E, "PGM_SECURE_STORAGE_VIOLATION": 0x3F, "ICPT_PV_NOTIFICATION": 108,
     "ICPT_VALIDITY": 0x20,
 }  # fmt: skip
+TABLES = {
+    "ASCE_ORIGIN": 0xFFFFFFFFFFFFF000, "ASCE_PRIVATE_SPACE": 0x100, "ASCE_TYPE": 0x0C, "ASCE_TYPE_REGION3": 0x04,
+    "ASCE_TYPE_SEGMENT": 0, "CRST_ALLOC_PAGES": 4,
+}  # fmt: skip
+"""Of the architecture's address space control element, and of Linux."""
 OWN = range(0x0F00, 0x1000)
 """Where codes lie that no source states."""
 
@@ -42,6 +49,9 @@ def _published() -> None:
     commands = {command.name: int(command) for command in interface.UVC}
     wrong = {name for name in COMMANDS if commands.get(name) != COMMANDS[name]}
     wrong |= {name for name, code in CODES.items() if getattr(interface, name, None) != code}
+    wrong |= {name for name, code in TABLES.items() if getattr(gmap, name, None) != code}
+    if set_aside.PV_MAX_LAZY_COUNT != (PAGE_SIZE - 24) // 8:
+        wrong.add("PV_MAX_LAZY_COUNT")
     if wrong:
         raise NoticedError(f"not as published: {', '.join(sorted(wrong))}")
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lazypv.clocks.explore import Choice, ExploringClock
+from lazypv.clocks.live import LiveClock
 from lazypv.explore.faults import UNKNOWN_RC, faults_for
 from lazypv.explore.scenarios import SCENARIOS
 from lazypv.explore.world import World
@@ -26,6 +27,7 @@ NOT_YET = {"no memory", *RC_OF}
 def checks() -> Iterator[Check]:
     """The first step failing, then the second, and so on; and ioctls at the wrong time."""
     yield Check("enabling with each step failing", _enable)
+    yield Check("ioctls that work", _all_well)
     yield Check("ioctls at the wrong time", _wrong_time)
 
 
@@ -85,6 +87,9 @@ def _one_fault(world: World, vm: Vm, at: int, number: int, name: str, free: int)
     result, what = _results[0], f"step {at} of enabling ({name}) gave {_results[0]}"
     clock.close()
     if name not in NOT_YET:
+        taken = free - world.machine.frames.free()
+        if taken != world.host.storage_sizes.total(vm.guest_pages, len(vm.kvm.vcpus)):
+            raise NoticedError(f"{what}, and took {taken} frames")
         if result.errno or not vm.kvm.pv.handle or not all(vcpu.handle for vcpu in vm.kvm.vcpus):
             raise NoticedError(f"{what}, although nothing has failed")
         return
@@ -97,6 +102,20 @@ def _one_fault(world: World, vm: Vm, at: int, number: int, name: str, free: int)
     broken: list[Any] = [*check_frames(world.host), *check_structures(world.host, drained=False)]
     if broken:
         raise NoticedError(f"{what}: {broken[0]}")
+
+
+def _all_well() -> None:
+    """errno 0, rc 1, rrc 0 from each (semantics 3.5)."""
+    world = SCENARIOS["shutdown"].build(Series(), 2)
+    vm = world.vms[0]
+    clock = LiveClock()
+    results = [
+        clock.run(kvm.set_parameters(vm, world.image.header)),
+        clock.run(kvm.verify(vm)),
+        clock.run(kvm.start_cpus(vm)),
+    ]
+    if results != [Result(0, 1, 0)] * len(results):
+        raise NoticedError(f"parameters, verification, start gave {results}")
 
 
 def _wrong_time() -> None:

@@ -55,6 +55,8 @@ KNOWN = (
     Known((), ("D27",), "shutdown", 2, 0, 1, 34),
     Known(("09",), ("D2",), "shutdown-during-cleanup", 2, 0, 0, 24),
 )
+NOBODY_LEAVES = ("shutdown", "shutdown-during-cleanup", "reboot-into-protected", "two-guests-in-one-process")
+"""Scenarios in which no task leaves while the cleaner counts users."""
 COSTLY = ("02", "05", "09", "11")
 AT_A_COST = ("shutdown", "reboot-into-protected", "shutdown-during-cleanup", "reboot-with-feature-bit-0")
 
@@ -62,16 +64,33 @@ AT_A_COST = ("shutdown", "reboot-into-protected", "shutdown-during-cleanup", "re
 def checks() -> Iterator[Check]:
     """Each by itself."""
     for known in KNOWN:
-        what = ", ".join([*(f"without {patch}" for patch in known.without), *(f"with {d}" for d in known.defects)])
-        yield Check(f"explore {known.scenario} {what}", partial(_found, known))
+        yield Check(f"explore {known.scenario}, {_taken(known)}", partial(_found, known))
+    for known in KNOWN:
+        if known.faults:
+            yield Check(f"explore {known.scenario}, {_taken(known)}, no fault", partial(_holds, known))
+    for name in NOBODY_LEAVES:
+        known = Known((), ("D17",), name, 4, 0, 0, 27)
+        yield Check(f"explore {name} with D17, no preemption", partial(_holds, known))
     for patch in COSTLY:
         for name in AT_A_COST:
             yield Check(f"explore {name} without {patch}", partial(_holds_without, patch, name))
 
 
+def _taken(known: Known) -> str:
+    return ", ".join([*(f"without {patch}" for patch in known.without), *(f"with {each}" for each in known.defects)])
+
+
+def _series(known: Known) -> Series:
+    return Series().without(*known.without).with_defects(*known.defects)
+
+
+def _holds(known: Known) -> None:
+    """What it takes a failing step or another order to find does no harm without."""
+    nothing_broken(partial(explorer(known.scenario, _series(known), known.pages, Bounds(0)).exhaust, prune=False))
+
+
 def _found(known: Known) -> None:
-    series = Series().without(*known.without).with_defects(*known.defects)
-    searcher = explorer(known.scenario, series, known.pages, Bounds(known.preemptions, known.faults))
+    searcher = explorer(known.scenario, _series(known), known.pages, Bounds(known.preemptions, known.faults))
     outcome = searcher.exhaust(prune=known.preemptions > 0)
     numbers = [broken.violation.number for broken in outcome.broken]
     if numbers != [known.invariant]:

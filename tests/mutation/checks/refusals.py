@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from lazypv.errors import LazyPVError, MemoryShortageError, UsageError
+from lazypv.errors import LazyPVError, MemoryShortageError, ModelError, UsageError
 from lazypv.explore.faults import UNKNOWN_RC
 from lazypv.hardware import Machine
 from lazypv.host.host import Host
 from lazypv.host.kvm import StorageSizes
-from lazypv.host.walk import Throttle
+from lazypv.host.throttle import Throttle
 from lazypv.machine import AbsoluteStorage
 from lazypv.sizes import PAGE_SIZE
 from lazypv.ultravisor import Answer, ImageHeader, Ultravisor
@@ -42,6 +42,8 @@ def checks() -> Iterator[Check]:
     yield Check("the Ultravisor is initialised once, with storage that is there", _initialisation)
     yield Check("an image is unpacked, or refused", _image)
     yield Check("what is executed says so", _executed)
+    yield Check("calls that find nothing to do are counted", _useless)
+    yield Check("a table that is freed twice", _freed_twice)
     yield Check("calls that work on one configuration at once", _at_once)
     yield Check("a fault that is injected strikes once", _injected)
     yield Check("the Ultravisor has as many places as it says", _places)
@@ -157,6 +159,26 @@ def _executed() -> None:
     _expect("handles of two things", len({0, conf.handle, cpu.handle}), 3)
 
 
+def _useless() -> None:
+    ultravisor = Machine(FRAMES * PAGE_SIZE, uv_base_pages=1).ultravisor
+    guest = _Guest(ultravisor)
+    ultravisor.import_pages(guest.handle, np.array([0, 1]))
+    for _ in range(2):
+        ultravisor.export_pages(np.array([10, 11, 12]))
+    counts = (ultravisor.issued["CONV_FROM_SEC_STOR"], ultravisor.useless["CONV_FROM_SEC_STOR"])
+    _expect("exports, and those in vain", counts, (6, 4))
+    _expect("kinds of calls in vain", list(ultravisor.useless), ["CONV_FROM_SEC_STOR"])
+
+
+def _freed_twice() -> None:
+    """Use after free is an error of the text, and found as that."""
+    host = _host()
+    process = host.create_process(private=0, shared_file=0, special=0)
+    gmap = host.create_vm(process, [range(4)], 1).gmap
+    gmap.free_table(gmap.table)
+    _raises(ModelError, lambda: gmap.free_table(gmap.table))
+
+
 def _injected() -> None:
     """As whoever explores with faults injects them: the next call, of the named kind, and no other."""
     ultravisor = Machine(FRAMES * PAGE_SIZE, uv_base_pages=1).ultravisor
@@ -195,7 +217,8 @@ def _at_once() -> None:
     guest = _Guest(ultravisor)
 
     def destroyed_meanwhile() -> None:
-        _expect("destroying while another call works", ultravisor.destroy_sec_conf(guest.handle).cc, UVC_CC_BUSY)
+        busy = ultravisor.destroy_sec_conf(guest.handle)
+        _expect("destroying while another call works", busy, Answer(UVC_CC_BUSY, 0, 0, 0, 0))
         imported = ultravisor.import_pages(guest.handle, np.array([1])).rc.tolist()
         _expect("importing into what dies", imported, [UVC_RC_INV_GHANDLE])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -17,6 +19,7 @@ from .check import Check, NoticedError
 
 MEMORY = 4 << 20
 SYNC_BELOW = 1 << 20
+PATIENCE_SECONDS = 20.0
 
 
 def checks() -> Iterator[Check]:
@@ -64,6 +67,7 @@ def _held_back() -> None:
         report = vm.reboot()
         if not report.deferred or not host.kernel.threads:
             raise NoticedError(f"nothing was held back: {report}")
+        _until_it_waits(host)
         host.kernel.throttle.open = True
         host.drain()
         violations = [*vm.accounts().check(), *host.check()]
@@ -72,3 +76,10 @@ def _held_back() -> None:
         machine.close()
     if violations:
         raise NoticedError(f"invariant {violations[0].number}: {violations[0].text}")
+
+
+def _until_it_waits(host: Host) -> None:
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not any(actor.waiting for actor in host.clock._actors) and time.monotonic() < until:
+        host.clock.check()
+        threading.Event().wait(0.005)

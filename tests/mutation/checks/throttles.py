@@ -7,19 +7,26 @@ from functools import partial
 
 from lazypv.clocks.explore import Choice, ExploringClock
 from lazypv.explore.scenarios import SCENARIOS
-from lazypv.host.walk import Throttle, destroy_range
+from lazypv.host.throttle import AT_ONCE_SECONDS, Throttle
+from lazypv.host.walk import destroy_range
 from lazypv.series import Series
 
 from .check import Check, NoticedError
 
 PAGES = 8
 PAGES_PER_SECOND = 2.0
+SECONDS = 5.0
+SECONDS_A_PAGE = 2e-6
+LOOKS_EVERY_SECONDS = 5e-5
+TOLERANCE = 0.03
 
 
 def checks() -> Iterator[Check]:
     """In batches of one page and of three; closed; and with no limit."""
     for batch in (1, 3):
         yield Check(f"a throttled walk in batches of {batch}", partial(_throttled, batch))
+    for limit in ({"pages_per_second": 20_000.0}, {"share": 0.25}, {"share": 0.75}):
+        yield Check(f"cleaning within {limit}", partial(_in_the_long_run, limit))
     yield Check("a walk that is held back", _held_back)
     yield Check("a walk without a limit", _unlimited)
 
@@ -75,3 +82,25 @@ def _held_back() -> None:
 def _unlimited() -> None:
     walk = _Walk(Throttle(), 3)
     _expect(walk.pages(), walk.end, "without a limit")
+
+
+def _in_the_long_run(limit: dict[str, float]) -> None:
+    """So many pages a second, or such a share of the time, over seconds; and no more at once than may be."""
+    throttle, time, pages, most = Throttle(**limit), [0.0], 0, 0
+    throttle.now = lambda: time[0]
+    while time[0] < SECONDS:
+        if throttle.may_pass():
+            throttle.begin()
+            batch = max(1, throttle.room())
+            time[0] += batch * SECONDS_A_PAGE
+            throttle.passed(batch)
+            pages, most = pages + batch, max(most, batch if pages else 0)
+        else:
+            time[0] += LOOKS_EVERY_SECONDS
+    share = limit.get("share", limit.get("pages_per_second", 0.0) * SECONDS_A_PAGE)
+    found = pages * SECONDS_A_PAGE / time[0]
+    if not abs(found - share) < TOLERANCE * share:
+        raise NoticedError(f"cleaning took {found:.3f} of the time, {share} was to be")
+    at_once = AT_ONCE_SECONDS * share / (1 - share if "share" in limit else 1) / SECONDS_A_PAGE
+    if not TOLERANCE * at_once < most <= at_once + 1:
+        raise NoticedError(f"{most} pages were cleaned at once, {at_once:.0f} may be")
