@@ -1,8 +1,8 @@
 """Commands in the documentation do what it says: each ```console block is run with the installed `lazypv`.
 
 Lines that begin with "$ " are commands; a block is one shell in a directory of its own, so later lines see files and
-`$?` of earlier ones. The directory is empty but for `tests/data` and `examples`, which the pages use. Each command has to
-end with status 0. Comments above a block say otherwise:
+`$?` of earlier ones. The directory is empty but for `tests/data` and `examples`, which the pages use. Each command has
+to end with status 0. Comments above a block say otherwise:
 
     <!-- exits: 2 -->       its last command ends with this status
     <!-- output -->         what stands below each command is its whole output, "..." for any part left out;

@@ -73,6 +73,7 @@ MAY_IMPORT_BESIDE = {
         "lazypv.explore",
         "lazypv.trace",
         "lazypv.report",
+        "lazypv.upkeep",
         "lazypv.cli",
         "lazypv.snapshot",
     },

@@ -612,6 +612,13 @@ def opened(cipher, tag, page, version, domain, key):
     return np.frombuffer(plain, np.uint8)
 
 
+def decrypt_bare(contents, frame, tag, nonce, key, into):
+    plain = opened(contents[frame], tag, int(nonce[0]), int(nonce[1]), int(nonce[2]), key[0])
+    if plain is not None:
+        into[:PAGE_SIZE] = plain
+    return plain is not None
+
+
 def clear_scratch(scratch):
     scratch[scratch.size // 2 :] = 0
 

@@ -15,6 +15,7 @@ from lazypv_bench.rig import Rig
 
 SCENE = "reboot-into-protected"
 PAGES = 4
+FEW_PAGES = 2
 
 
 class Search:
@@ -26,9 +27,9 @@ class Search:
         What the last run saw; every run sees the same.
     """
 
-    def __init__(self, preemptions: int, *, prune: bool) -> None:
+    def __init__(self, pages: int, *, prune: bool) -> None:
         of = scenario(SCENE)
-        self._explorer = Explorer(of.build(Series(), PAGES), of.scene, Bounds(preemptions))
+        self._explorer = Explorer(of.build(Series(), pages), of.scene, Bounds(2))
         self._prune = prune
         self._seconds: list[float] = []
         self.outcome: Outcome = self._explorer.exhaust(prune=prune)
@@ -75,18 +76,18 @@ def bare_resumptions(_rig: Rig, subject: Work) -> Work:
 @benchmark("explore.steps", limit=bare_resumptions, unit="steps/s", share=0)
 def explore_steps(_rig: Rig) -> Work:
     """All orders of a reboot with four pages and at most two preemptions, invariants looked at after each step."""
-    search = Search(2, prune=True)
+    search = Search(PAGES, prune=True)
     return Work(run=search.run, bytes=search.outcome.steps, finish=search.finish, value=search.steps_a_second)
 
 
 def every_order(_rig: Rig, _subject: Work) -> Work:
     """The same orders, none left out."""
-    search = Search(2, prune=False)
+    search = Search(FEW_PAGES, prune=False)
     return Work(run=search.run, finish=search.finish)
 
 
 @benchmark("explore.pruning", limit=every_order, better="lower", unit="schedules", share=0)
 def explore_pruning(_rig: Rig) -> Work:
-    """All orders of a reboot with four pages and at most two preemptions, each state only once."""
-    search = Search(2, prune=True)
+    """All orders of a reboot with two pages and at most two preemptions, each state only once."""
+    search = Search(FEW_PAGES, prune=True)
     return Work(run=search.run, finish=search.finish, value=lambda: float(search.outcome.schedules))

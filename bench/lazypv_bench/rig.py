@@ -7,6 +7,7 @@ everything that leads up to it. Who does so says why destroy, or whatever is mea
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -52,7 +53,6 @@ class Rig:
         self.size = size
         self.closing = ExitStack()
         self._machine: Machine | None = None
-        self._images: dict[int, GuestImage] = {}
 
     def __enter__(self) -> Rig:
         return self
@@ -80,16 +80,19 @@ class Rig:
 
     def image(self, memory: int) -> GuestImage:
         """An opened image for a guest of `memory` bytes: synthetic, and repeated where the guest is larger."""
-        size = min(memory, DEFAULT_SIZE)
-        if size not in self._images:
-            self._images[size] = synthetic(size=size)
-        return self._images[size]
+        return _image(min(memory, DEFAULT_SIZE))
 
     def workers(self, threads: int) -> Workers:
         """Threads for a limit or rival."""
         workers = Workers(threads)
         self.closing.callback(workers.close)
         return workers
+
+
+@cache
+def _image(size: int) -> GuestImage:
+    """The same for all rigs, since making one takes longer than many a benchmark."""
+    return synthetic(size=size)
 
 
 def contents_of(machine: Machine, frames: Frames) -> NDArray[np.uint8]:

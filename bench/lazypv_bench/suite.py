@@ -53,9 +53,14 @@ def run(benchmarks: Iterable[Benchmark], settings: Settings, progress: Progress)
         _expect_memory(benchmark, settings)
     progress.expect(len(chosen) * phases(settings.pairs))
     results = []
-    for benchmark in chosen:
-        results.append(measure_alone(benchmark, settings, progress))
-        gc.collect()  # the machine's memory, before the next one is made
+    gc.collect()
+    gc.freeze()  # modules: else each of the many collections between runs goes through all of them again
+    try:
+        for benchmark in chosen:
+            results.append(measure_alone(benchmark, settings, progress))
+            gc.collect()  # the machine's memory, before the next one is made
+    finally:
+        gc.unfreeze()
     return results
 
 

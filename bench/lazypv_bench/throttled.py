@@ -72,6 +72,8 @@ class Scene:
         actors = self._start()
         before, start = self._new.guest.accesses, time.perf_counter()
         self._rates.append(self._clean(throttle))
+        while self._new.guest.accesses == before:  # a walk so short that the guest did nothing beside it
+            time.sleep(POLL_SECONDS)
         seconds = (time.perf_counter() - start) / (self._new.guest.accesses - before)
         self._new.stop(actors)
         return seconds

@@ -142,6 +142,17 @@ def open_page(
 
 
 @kernel
+def decrypt_bare(contents: U8, frame: Integer, tag_address: Integer, nonce: U64, key: U8, plain: U8) -> bool:
+    """Nothing but libsodium's AEGIS-256: row `frame` verified, and decrypted into plain : uint8[SCRATCH_SIZE].
+
+    Only where pages can be sealed in place (DETACHED).
+    """
+    where, into = address_of(contents, frame), address_of(plain, 0)
+    answer = _aegis_open(into, 0, where, PAGE_SIZE, tag_address, 0, 0, address_of(nonce, 0), address_of(key, 0))
+    return bool(answer == 0)
+
+
+@kernel
 def clear_scratch(scratch: U8) -> None:
     """No plain text outlives a call. scratch : uint8[2 * SCRATCH_SIZE]."""
     clear_bytes(address_of(scratch, SCRATCH_SIZE), SCRATCH_SIZE)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import lazypv
 import lazypv_kernels
 from lazypv.__main__ import run
 from lazypv.upkeep import computer, doctor
 
-PACKAGE = Path(lazypv_kernels.__file__).parent
+PACKAGES = [Path(package.__file__).parent for package in (lazypv, lazypv_kernels)]
 RUN = """
 import json, sys
 from lazypv.__main__ import run
@@ -43,11 +44,12 @@ IN_FOLDER = [
 def call(cache, arguments, folder=None):
     """Run a command in a process of its own; its output, and how many kernels it compiled.
 
-    Kernels are a copy of the sources, so that an edit meanwhile is no matter.
+    It runs a copy of the sources, so that an edit meanwhile is no matter.
     """
     sources = cache / "sources"
-    if not sources.exists():
-        shutil.copytree(PACKAGE, sources / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in PACKAGES:
+        if not (sources / package.name).exists():
+            shutil.copytree(package, sources / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     done = subprocess.run(
         [sys.executable, "-c", RUN, *arguments],
         env=os.environ | {"LAZYPV_CACHE_DIR": str(cache), "PYTHONPATH": str(sources)},

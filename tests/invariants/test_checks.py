@@ -182,3 +182,32 @@ def test_30_plain_text_in_a_scratch_page_is_found(guest):
     scratch[-10] = 1
     remains = Remains.of([1 << 63], np.empty(0, np.uint64))
     assert any("scratch" in text for _, text in search_remains(guest.host.machine, remains, leaked=False))
+
+
+def test_5_a_page_of_a_file_that_no_cache_holds(guest):
+    process = guest.kernel_vm.process
+    process.cached = process.cached[1:]
+    assert 5 in numbers(guest)
+
+
+def test_5_a_private_page_that_a_cache_holds(guest):
+    process = guest.kernel_vm.process
+    private = int(process.mm.vmas[0].pte[0]) - 1
+    process.cached = np.append(process.cached, private)
+    assert 5 in numbers(guest)
+
+
+def test_25_an_address_space_that_is_torn_down_while_it_has_users(guest):
+    guest.kernel_vm.mm.torn_down = True
+    assert 25 in numbers(guest)
+
+
+def test_30_a_key_that_outlives_its_configuration(guest):
+    free = firmware(guest).free_slot()
+    firmware(guest).keys[free, 3] = 1
+    assert numbers(guest) == {30}
+
+
+def test_34_donated_pages_that_are_said_to_be_put_off(guest):
+    guest.host.kernel.put_off_pages += 1
+    assert numbers(guest) == {34}

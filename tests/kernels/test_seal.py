@@ -311,6 +311,13 @@ def test_sealing_and_opening_one_page_are_their_twins(seed):
     seal.seal_page(ours.contents, 1, tag_address, nonce, ours.keys, 2, new_scratch(), AEGIS256)
     twins.seal_page(theirs.contents, 1, theirs.tags[1][0], nonce, theirs.keys, 2)
     assert_same_world(ours, theirs)
+    if ciphers.DETACHED:
+        into = np.zeros(SCRATCH_SIZE, np.uint8)
+        assert ciphers.decrypt_bare(ours.contents, 1, tag_address, nonce, ours.keys[2:3], into)
+        expected = np.zeros(SCRATCH_SIZE, np.uint8)
+        assert twins.decrypt_bare(theirs.contents, 1, theirs.tags[1][0], nonce, theirs.keys[2:3], expected)
+        np.testing.assert_array_equal(into, expected)
+        assert not ciphers.decrypt_bare(ours.contents, 1, tag_address, nonce, ours.keys[1:2], into)
     for key in (1, 2):
         assert seal.open_page(
             ours.contents, 1, tag_address, nonce, ours.keys, key, new_scratch(), AEGIS256

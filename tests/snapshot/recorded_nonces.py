@@ -16,7 +16,7 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import nacl.bindings
 
-from lazypv_kernels import native
+from lazypv_kernels import ciphers, native
 
 RECORD = []
 _LOCK = threading.Lock()
@@ -57,7 +57,10 @@ def _redirect(name, outputs):
     return callback
 
 
-_CALLBACKS = [_redirect("crypto_aead_aegis256_encrypt", 2), _redirect("crypto_aead_aegis256_encrypt_detached", 3)]
+# Whoever imports the ciphers registers the symbols: so that has happened before.
+_CALLBACKS = [_redirect("crypto_aead_aegis256_encrypt", 2)]
+if ciphers.DETACHED:
+    _CALLBACKS.append(_redirect("crypto_aead_aegis256_encrypt_detached", 3))
 _sealed = nacl.bindings.crypto_aead_aegis256_encrypt
 
 

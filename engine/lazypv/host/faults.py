@@ -15,6 +15,7 @@ import numpy as np
 from lazypv.errors import LazyPVError, MemoryShortageError
 from lazypv.host.secure_pages import FREEZE_FAILED
 from lazypv.steps import Alloc, Bulk, Wait
+from lazypv.ultravisor import BulkAnswer
 from lazypv.ultravisor.interface import (
     CONV_TO_RC_NOT_MAPPED,
     ICPT_PV_NOTIFICATION,
@@ -139,10 +140,15 @@ async def protection(vm: Vm, pages: Pages) -> None:
     ultravisor, handle = vm.host.machine.ultravisor, vm.gmap.guest_handle
     todo = _once(pages)
     while todo.size:
-        code: NDArray[np.uint16] = await Bulk("copy aside", lambda part: ultravisor.copy_aside(handle, part), todo)
-        todo = todo[code == RC_BUSY]
+        answer: BulkAnswer = await Bulk("copy aside", lambda part: _kept(ultravisor.copy_aside(handle, part)), todo)
+        todo = todo[answer.rc == RC_BUSY]
         if todo.size:
             await Wait(lambda: ultravisor.has_room_aside(handle), "room for copies of pages", outside=True)
+
+
+def _kept(code: NDArray[np.uint16]) -> BulkAnswer:
+    busy = int(np.count_nonzero(code == RC_BUSY))
+    return BulkAnswer(code, code.size - busy, busy=busy)
 
 
 async def import_pages(vm: Vm, pages: Pages, call: Callable[[Pages], object], code: int) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lazypv.host.vm import Vm
     from lazypv.ultravisor.snapshots import ConfigurationState
 
-GROUP: Final = 64
+GROUP: Final = 256
 """Batches that are imported with one step."""
 
 
@@ -161,7 +161,7 @@ class _Group:
         self.pages = np.concatenate([pages for _, pages in chosen]) if chosen else self.pages
 
     def _choose_some(self, first: int, last: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        buffer = self.file.new_buffer()
+        buffer = self.file.thread_buffer()
         chosen = []
         for index in self.some[first:last]:
             at = self.file.read_columns(index, buffer)
@@ -172,14 +172,14 @@ class _Group:
 
     def _import(self, pages: NDArray[np.int64]) -> BulkAnswer:
         """All batches of the group; which pages are asked for is known, since nobody else runs."""
-        pieces = self.workers.run(len(self.some), self._import_some, chunk=2)
+        pieces = self.workers.run(len(self.some), self._import_some, chunk=8)
         code = np.concatenate([rc for piece in pieces for rc in piece]) if pieces else np.empty(0, RC_DTYPE)
         busy = int(np.count_nonzero(code == RC_BUSY))
         done = int(np.count_nonzero(code == RC_DONE))
         return BulkAnswer(code, done, 0, busy, pages.size - done - busy)
 
     def _import_some(self, first: int, last: int) -> list[NDArray[np.uint16]]:
-        buffer = self.file.new_buffer()
+        buffer = self.file.thread_buffer()
         return [self._import_batch(slot, buffer) for slot in range(first, last)]
 
     def _import_batch(self, slot: int, buffer: NDArray[np.uint8]) -> NDArray[np.uint16]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,8 +66,8 @@ class Rows:
             content = np.ascontiguousarray(self.read(self.pages[part]))
             scratch = np.zeros(2 * SCRATCH_SIZE, np.uint8)
             snapshots.seal_buffer(
-                content, self.kinds[part].copy(), self.versions[part].copy(), keys.rows, words, self.pages[part], buffer,
-                at, scratch,
+                content, self.kinds[part].copy(), self.versions[part].copy(), keys.rows, words, self.pages[part],
+                buffer, at, scratch,
             )  # fmt: skip
             content[:] = 0
 
@@ -181,6 +182,7 @@ class _Part(SnapshotFile):
     def __init__(self, target: Target, key: SnapshotKey, header: Header, positions: layout.Layout) -> None:
         self.source = open_source(target)
         self.name = self.source.name
+        self._local = threading.local()
         self.header, self.layout = header, positions
         self.keys = FileKeys(key, bytes.fromhex(header.file_id))
         self.macs = bytearray(TAG_SIZE * positions.batches)  # type: ignore[assignment]

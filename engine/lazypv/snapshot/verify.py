@@ -104,7 +104,7 @@ def verify_rows(file: SnapshotFile, progress: Progress, threads: int | None = No
     from lazypv.snapshot.reader import kinds_of
 
     def check(first: int, last: int) -> NDArray[np.int64]:
-        buffer, kinds = file.new_buffer(), np.zeros(len(KINDS), np.int64)
+        buffer, kinds = file.thread_buffer(), np.zeros(len(KINDS), np.int64)
         for index in range(first, last):
             at = file.read_batch(index, buffer)
             of_rows = kinds_of(buffer, at)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from lazypv.clocks.explore import Choice, ExploringClock
 from lazypv.clocks.live import LiveClock
 from lazypv.explore.faults import UNKNOWN_RC, faults_for
@@ -20,6 +22,8 @@ from lazypv.ultravisor.interface import UVC_RC_NEED_DESTROY
 from .check import Check, NoticedError
 
 RC_OF = {"refused": UNKNOWN_RC, "refused, to be destroyed": UNKNOWN_RC | UVC_RC_NEED_DESTROY}
+BASE_ALIGNMENT = 4
+"""Pages: base storage lies in one piece, at a multiple of 16 KiB (semantics 3.5)."""
 NOT_YET = {"no memory", *RC_OF}
 """Faults that an enabling cannot survive; it is tried again after a busy call."""
 
@@ -90,6 +94,9 @@ def _one_fault(world: World, vm: Vm, at: int, number: int, name: str, free: int)
         taken = free - world.machine.frames.free()
         if taken != world.host.storage_sizes.total(vm.guest_pages, len(vm.kvm.vcpus)):
             raise NoticedError(f"{what}, and took {taken} frames")
+        base = vm.kvm.pv.base
+        if (np.diff(base) != 1).any() or base[0] % BASE_ALIGNMENT:
+            raise NoticedError(f"{what}, and base storage lies in frames {base}")
         if result.errno or not vm.kvm.pv.handle or not all(vcpu.handle for vcpu in vm.kvm.vcpus):
             raise NoticedError(f"{what}, although nothing has failed")
         return
