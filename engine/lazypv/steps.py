@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
@@ -117,8 +116,11 @@ class Lock:
         return [*self.readers, *([] if self.writer is None else [self.writer])]
 
 
-class Holding(AbstractAsyncContextManager[None]):
-    """Context of a held lock."""
+class Holding:
+    """Context of a held lock.
+
+    Entering and leaving are the steps themselves, not coroutines that await them: locks are most of what texts await.
+    """
 
     __slots__ = ("lock", "shared")
 
@@ -126,13 +128,13 @@ class Holding(AbstractAsyncContextManager[None]):
         self.lock = lock
         self.shared = shared
 
-    async def __aenter__(self) -> None:
-        await Acquire(self.lock, self.shared)
+    def __aenter__(self) -> Acquire:
+        return Acquire(self.lock, self.shared)
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await Release(self.lock, self.shared)
+    ) -> Release:
+        return Release(self.lock, self.shared)
 
 
 class Acquire(Step[None]):

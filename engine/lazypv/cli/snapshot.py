@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lazypv.cli.snapshot_flight import pull, serve
+
 if TYPE_CHECKING:
     from lazypv.snapshot.keys import SnapshotKey
     from lazypv.snapshot.ledger import Ledger
@@ -143,8 +145,8 @@ def verify(
         with Progress() as progress:
             found.append(check(file, opened, ledger=book, alone=alone, progress=progress, threads=threads))
     lines = [
-        f"{file}: {one.rows} rows in {one.batches} batches are what was sealed{' (incomplete)' if one.incomplete else ''};"
-        f" number {one.sequence}, root {one.root[:16]}, ledger: {one.ledger}"
+        f"{file}: {one.rows} rows in {one.batches} batches are what was sealed"
+        f"{'; incomplete' if one.incomplete else ''}; number {one.sequence}, root {one.root[:16]}, ledger: {one.ledger}"
         for file, one in zip(files, found, strict=True)
     ]
     _tell("verify", {"snapshots": [vars(one) for one in found]}, json, "\n".join(lines))
@@ -240,6 +242,10 @@ def import_dump(
     with Progress() as progress:
         saved = import_image(open_image(dump), output, opened, vcpus=vcpus, ledger=book, progress=progress)
     _tell_saved("import", saved, json)
+
+
+snapshot_app.command("serve")(serve)
+snapshot_app.command("pull")(pull)
 
 
 def _key_and_ledger(key: Path, ledger: Path | None) -> tuple[SnapshotKey, Ledger]:

@@ -6,6 +6,7 @@ run for a while hands back what is left of it, so that it can be shared with who
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -97,6 +98,9 @@ class Desk:
             world = of.build(job.switches.series(), job.pages, job.switches.policy)
             faults = faults_for(world.machine.ultravisor)
             check_segments(world, of.scene, faults)
+            # A world stays until the end: a collector that looks through it again and again takes time.
+            gc.collect()
+            gc.freeze()
             self.explorers[key] = Explorer(world, of.scene, job.bounds, faults)
         return self.explorers[key]
 

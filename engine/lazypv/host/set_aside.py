@@ -7,7 +7,6 @@ that the list owns. Source: semantics 4.9; invariants 26, 27.
 from __future__ import annotations
 
 from collections import deque
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lazypv.machine import HostFrames
+    from lazypv.steps import Holding
 
 PV_MAX_LAZY_COUNT: Final = 509
 """Frame numbers that fit into a page behind 24 bytes of list head and count."""
@@ -56,14 +56,14 @@ class Node:
         self.count += frames.size
 
 
-class _Unlocked(AbstractAsyncContextManager[None]):
+class _Unlocked:
     """The list as posted: whoever comes takes it (D19)."""
 
     def __init__(self, aside: SetAsideList) -> None:
         self._aside = aside
 
-    async def __aenter__(self) -> None:
-        await Touch(self._aside, "deferred_list", write=True)
+    def __aenter__(self) -> Touch:
+        return Touch(self._aside, "deferred_list", write=True)
 
     async def __aexit__(self, *_raised: object) -> None:
         pass
@@ -85,7 +85,7 @@ class SetAsideList:
         self.node_capacity = node_capacity
         self._frames = frames
 
-    def held(self) -> AbstractAsyncContextManager[None]:
+    def held(self) -> Holding | _Unlocked:
         """Hold the list alone, if it has a lock, or use it all the same: ``async with aside.held():``."""
         return self.lock.exclusive() if self.has_lock else _Unlocked(self)
 
