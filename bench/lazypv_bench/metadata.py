@@ -44,6 +44,7 @@ def eight_bytes_a_frame(_rig: Rig, subject: Work) -> Work:
     better="lower",
     bar=1.5,
     unit="GiB",
+    quick=False,
     share=EXPECTED_BYTES * 1024 / PAGE_SIZE,
 )
 def metadata(rig: Rig) -> Work:
