@@ -197,16 +197,10 @@ def stamp_offset(page):
 
 
 def hash_words(words, row):
-    mix, most = 0x9E3779B97F4A7C15, 2**64 - 1
-    lanes = [1, 2, 3, 4]
-    for k, word in enumerate(words[row]):
-        lane = k % 4
-        mixed = (lanes[lane] ^ int(word)) * mix & most
-        lanes[lane] = mixed ^ mixed >> (29, 31, 27, 33)[lane]
-    mixed = 0
-    for lane in lanes:
-        mixed = (mixed * mix & most) ^ lane
-    return mixed
+    word = words[row] + np.arange(512, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((32, 0xBF58476D1CE4E5B9), (29, 0x94D049BB133111EB)):
+        word = (word ^ word >> np.uint64(shift)) * np.uint64(factor)
+    return int(np.sum(word ^ word >> np.uint64(32), dtype=np.uint64))
 
 
 def entry_of(pte, page):

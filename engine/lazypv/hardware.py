@@ -28,7 +28,7 @@ from lazypv.ultravisor.batches import BatchRun, destroy_batches
 from lazypv.ultravisor.firmware import Firmware
 from lazypv.ultravisor.interface import ICPT_VALIDITY, PGM_ADDRESSING
 from lazypv.ultravisor.sealing import cipher_number
-from lazypv_kernels import access
+from lazypv_kernels import access, scan
 from lazypv_kernels.layout import NO_OWNER, RC_BUSY, RC_DONE, RC_DTYPE
 from lazypv_kernels.workers import CHUNK, Workers
 
@@ -229,23 +229,22 @@ class Machine:
             A frame lies outside the machine.
         """
         self._require_frames(frames)
+        code = self._copy_once(frames, buffer, write)
+        while not code.all():
+            busy = np.flatnonzero(code == RC_BUSY)
+            part = buffer[busy]
+            code[busy] = self._copy_once(frames[busy], part, write)
+            if not write:
+                buffer[busy] = part
+        return code
+
+    def _copy_once(self, frames: NDArray[np.int64], buffer: NDArray[np.uint8], write: bool) -> NDArray[np.uint16]:
         firmware = vault.firmware_of(self.ultravisor)
-        code = np.zeros(frames.size, RC_DTYPE)
-        todo = frames
-        at: NDArray[np.int64] = np.arange(frames.size)
-        part = buffer
-        while todo.size:
-            answer = np.empty(todo.size, RC_DTYPE)
-            access.host_copy(
-                firmware.storage.contents, firmware.state, firmware.owner, firmware.guest_page, firmware.directory,
-                todo, part, write, 0, todo.size, answer,
-            )  # fmt: skip
-            code[at] = answer
-            if part is not buffer and not write:
-                buffer[at] = part
-            again = np.flatnonzero(answer == RC_BUSY)
-            todo, at = todo[again], at[again]
-            part = buffer[at]
+        code = np.empty(frames.size, RC_DTYPE)
+        access.host_copy(
+            firmware.storage.contents, firmware.state, firmware.owner, firmware.guest_page, firmware.directory,
+            frames, buffer, write, 0, frames.size, code,
+        )  # fmt: skip
         return code
 
     def clear_pages(self, frames: NDArray[np.int64]) -> BulkAnswer:
@@ -323,9 +322,9 @@ class Machine:
         return given * PAGE_SIZE
 
     def _require_frames(self, frames: NDArray[np.int64]) -> None:
-        if frames.size and not 0 <= int(frames.min()) <= int(frames.max()) < self.pages:
-            bad = int(frames.min()) if int(frames.min()) < 0 else int(frames.max())
-            raise FrameError(f"frame {bad} lies outside a machine of {self.pages} frames")
+        bad = scan.first_outside(frames, self.pages)
+        if bad >= 0:
+            raise FrameError(f"frame {frames[bad]} lies outside a machine of {self.pages} frames")
 
     # --- a guest's accesses --------------------------------------------------------------------------------------
 

@@ -113,14 +113,22 @@ class Workers:
     def add_up(
         self,
         size: int,
-        work: Callable[[int, int, NDArray[np.int64]], Any],
+        work: Callable[..., Any],
+        *columns: NDArray[Any],
         stop: threading.Event | None = None,
     ) -> NDArray[np.int64]:
-        """Run ``work(first, last, counts)`` in pieces and add the counts up (int64[4]): cores share no counter."""
+        """Run ``work(first, last, *columns, counts)`` in pieces and add the counts up (int64[4]).
+
+        Cores share no counter.
+        """
+        if 0 < size <= CHUNK and stop is None:
+            counts = np.zeros(COUNTS, np.int64)
+            work(0, size, *columns, counts)  # one piece, without the detour
+            return counts
 
         def piece(first: int, last: int) -> NDArray[np.int64]:
             counts = np.zeros(COUNTS, np.int64)
-            work(first, last, counts)
+            work(first, last, *columns, counts)
             return counts
 
         pieces = self.run(size, piece, stop=stop)

@@ -14,9 +14,7 @@ from lazypv.explore.faults import faults_for
 from lazypv.explore.sampling import Manner, sample
 from lazypv.explore.scenarios import SCENARIOS, scenario
 from lazypv.explore.search import Bounds, Explorer
-from lazypv.explore.state import Digester, Snapshot
 from lazypv.explore.story import story
-from lazypv.host.kvm import Result
 from lazypv.host.walk import Throttle, destroy_range
 from lazypv.series import Series
 from lazypv.sizes import PAGE_SIZE
@@ -269,44 +267,3 @@ def test_a_throttled_walk_waits_until_its_last_batch_is_worked_off():
     now[0] += 0.05
     assert go_on() == first + 1
     clock.close()
-
-
-def test_a_digest_sees_where_a_text_stands_and_its_locals():
-    async def text(number):
-        other = number
-        await Acquire(Lock("one"), True)
-        await Acquire(Lock("two"), True)
-        return other
-
-    def started(number, steps):
-        made = text(number)
-        for _ in range(steps):
-            made.send(None)
-        return made
-
-    texts = [started(1, 1), started(1, 1), started(2, 1), started(1, 2)]
-    one, same, other_local, further = (Digester((), 1 << 20).digest([each]) for each in texts)
-    assert one == same
-    assert len({one, other_local, further}) == 3
-    for each in texts:
-        each.close()
-
-
-def test_a_snapshot_keeps_lists_dicts_sets_and_arrays():
-    things = [[1, 2], {"a": 1}, {3}, np.arange(3)]
-    snapshot = Snapshot(things, opaque=())
-    things[0].append(9)
-    things[1]["b"] = 2
-    things[2].clear()
-    things[3][:] = 0
-    snapshot.restore()
-    assert things[0] == [1, 2]
-    assert things[1] == {"a": 1}
-    assert things[2] == {3}
-    assert things[3].tolist() == [0, 1, 2]
-
-
-def test_a_digest_sees_what_a_named_tuple_holds():
-    one, same, other = (Digester((), 1 << 20).digest([Result(0, 1, rrc)]) for rrc in (2, 2, 3))
-    assert one == same
-    assert one != other

@@ -8,7 +8,6 @@ random and nothing waits: who chooses asks :meth:`ExploringClock.choices` and ca
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -205,7 +204,7 @@ class ExploringClock:
             if actor.claim is not None:
                 return None
         actor.page = at + 1
-        columns = [column[at : at + 1] for column in step.columns]
+        columns = step.columns if len(step.columns[0]) == 1 else [column[at : at + 1] for column in step.columns]
         answer = fault(lambda: step.operation(*columns)) if fault else step.operation(*columns)
         actor.answers.append(answer)
         return answer
@@ -233,10 +232,11 @@ class ExploringClock:
     def _resume(self, actor: Actor, value: Any, thrown: LazyPVError | None = None) -> None:
         try:
             step = actor.text.send(value) if thrown is None else actor.text.throw(thrown)
-            while type(step) is Several:
-                step = actor.text.send(step.none)
-            if type(step) not in _STEPS:
-                step = actor.text.throw(TypeError(f"{step!r} is not a step"))
+            while type(step) not in _STEPS:
+                if type(step) is Several:
+                    step = actor.text.send(step.none)
+                else:
+                    step = actor.text.throw(TypeError(f"{step!r} is not a step"))
             actor.pending = step
         except StopIteration:
             actor.pending = None
@@ -259,8 +259,12 @@ _STEPS = frozenset({Bulk, *_PERFORM})
 
 def _raised_in(text: Text[Any], error: Exception) -> None:
     """A step breaks down where it is awaited: so that its trace says in whose text."""
-    if getattr(text, "cr_frame", None) is not None:
+    if _is_suspended(text):
         text.throw(error)
+
+
+def _is_suspended(text: Text[Any]) -> bool:
+    return getattr(text, "cr_frame", None) is not None
 
 
 def _is_enabled(step: Step[Any] | None) -> bool:
@@ -296,12 +300,20 @@ def _short(answer: Any) -> str:
     return f"rc {int(rc if isinstance(rc, int) else rc[0]):#06x}"
 
 
+class _GivenUpError(BaseException):
+    """Thrown into a text that nobody goes on with."""
+
+
 def _drop(text: Text[Any]) -> None:
-    """Unwind a suspended text now, whatever it awaits on its way out, so that no later collection does it.
+    """Unwind a suspended text now, so that no later collection does it; what it awaits on its way out it is given.
 
     What it changes meanwhile is of no account: its world is thrown away or put back.
     """
-    for _ in range(MOST_STEPS):
-        with suppress(RuntimeError, KeyError, LazyPVError):
-            text.close()
-            return
+    if not _is_suspended(text):
+        return
+    try:
+        text.throw(_GivenUpError)
+        for _ in range(MOST_STEPS):
+            text.send(None)
+    except (_GivenUpError, StopIteration, LazyPVError):
+        pass

@@ -172,8 +172,7 @@ class Explorer:
             while enabled := run.enabled():
                 first, *others = self._choices(run, enabled, last, preemptions, faults)
                 forced = 0 if others else forced + 1
-                # Where there is no choice a digest costs more than ten steps, so it is taken less and less often.
-                if prune and forced & (forced - 1) == 0 and not self._is_new(run.digest(), preemptions, faults, last):
+                if prune and _is_looked_up(forced) and not self._is_new(run.digest(), preemptions, faults, last):
                     return
                 for other in others:
                     used = preemptions + (other.actor != last and last in enabled)
@@ -254,6 +253,15 @@ class Explorer:
         finally:
             run.close()
         return Replayed(run.violation, tuple(run.choices), tuple(run.steps), fingerprint, strayed)
+
+
+def _is_looked_up(forced: int) -> bool:
+    """Whether a state is looked up that many steps behind the last choice: 0, 2, 4, 8 ...
+
+    Where there is no choice a digest costs more than ten steps, so it is taken less and less often; one step behind a
+    choice hardly any state was met before.
+    """
+    return forced != 1 and forced & (forced - 1) == 0
 
 
 def _is_possible(run: Run, enabled: list[int], choice: Choice) -> bool:

@@ -13,6 +13,7 @@ import hashlib
 import io
 import pickle
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
@@ -21,8 +22,10 @@ from types import CoroutineType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-_PLAIN = (int, float, str, bytes, bool, type(None), Enum, range, frozenset, type)
+_WITHOUT_IDENTITY = (int, float, str, bytes, bool, type(None), frozenset)
+_CONSTANT = (Enum, range, type, type(threading.Lock()), type(threading.RLock()), threading.local)
 _IGNORED_FIELDS = frozenset({"issued", "useless", "history", "directory"})
 """Statistics, which decide nothing, and the kernels' directory, whose addresses differ and whose rest is elsewhere."""
 _LIBRARIES = sys.stdlib_module_names | {"numpy", "numba", "llvmlite", "nacl", "_cffi_backend", "pyarrow"}
@@ -30,54 +33,104 @@ _LIBRARIES = sys.stdlib_module_names | {"numpy", "numba", "llvmlite", "nacl", "_
 
 
 class Snapshot:
-    """Copies of everything mutable that can be reached from `roots` through objects of `packages`."""
+    """Copies of everything mutable that can be reached from `roots` through objects of `packages`.
+
+    Attributes
+    ----------
+    objects, containers, arrays : list
+        What was copied: objects of ours, lists and the like, writable arrays; each in the order of the walk.
+    views : list
+        Arrays over the very memory of another.
+    constants : list
+        What else was met, and cannot change.
+    """
 
     def __init__(self, roots: list[Any], opaque: tuple[type, ...]) -> None:
+        self.objects: list[Any] = []
+        self.containers: list[Any] = []
+        self.arrays: list[np.ndarray[Any, Any]] = []
+        self.views: list[np.ndarray[Any, Any]] = []
+        self.constants: list[Any] = []
         self._opaque = opaque
-        self._kept: list[tuple[Any, Any]] = []
+        self._array_copies: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+        self._memory: set[tuple[int, int]] = set()
+        self._lists: list[tuple[list[Any], list[Any]]] = []
+        self._tables: list[tuple[Any, Any]] = []
+        self._queues: list[tuple[deque[Any], deque[Any]]] = []
+        self._named: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._slots: list[tuple[Any, str, Any]] = []
         self._keep(roots)
 
     def restore(self) -> None:
         """Write the copies back into the objects that they were taken of."""
-        for thing, copy in self._kept:
-            if isinstance(thing, np.ndarray):
-                thing[...] = copy
-            elif isinstance(thing, list):
-                thing[:] = copy
-            elif isinstance(thing, dict | set):
-                thing.clear()
-                thing.update(copy)
-            elif isinstance(thing, deque):
-                thing.clear()
-                thing.extend(copy)
-            else:
-                for name, value in copy.items():
-                    object.__setattr__(thing, name, value)
+        for array, copy in self._array_copies:
+            array[...] = copy
+        for each, items in self._lists:
+            each[:] = items
+        for table, entries in self._tables:
+            table.clear()
+            table.update(entries)
+        for queue, waiting in self._queues:
+            queue.clear()
+            queue.extend(waiting)
+        for fields, values in self._named:
+            fields.update(values)  # clearing it first would make every later look at the object slower
+        for thing, name, value in self._slots:
+            object.__setattr__(thing, name, value)
 
     def _keep(self, roots: list[Any]) -> None:
         seen: set[int] = set()
         todo = list(roots)
         while todo:
             thing = todo.pop()
-            if isinstance(thing, _PLAIN) or id(thing) in seen or isinstance(thing, self._opaque):
+            if isinstance(thing, _WITHOUT_IDENTITY) or id(thing) in seen:
                 continue
             seen.add(id(thing))
-            if isinstance(thing, np.ndarray):
-                if thing.flags.writeable:
-                    self._kept.append((thing, thing.copy()))
-            elif isinstance(thing, list | set | deque):
-                self._kept.append((thing, type(thing)(thing)))
-                todo += thing
-            elif isinstance(thing, dict):
-                self._kept.append((thing, dict(thing)))
-                todo += thing.values()
+            if isinstance(thing, (*_CONSTANT, *self._opaque)):
+                self.constants.append(thing)
+            elif isinstance(thing, np.ndarray):
+                self._keep_array(thing)
+            elif isinstance(thing, list | set | deque | dict):
+                todo += self._keep_container(thing)
             elif isinstance(thing, tuple):
                 todo += thing
             else:
-                fields = _fields(thing)
-                if fields is not None:
-                    self._kept.append((thing, fields))
-                    todo += fields.values()
+                todo += self._keep_object(thing)
+
+    def _keep_array(self, array: np.ndarray[Any, Any]) -> None:
+        memory = array.ctypes.data, array.nbytes
+        if not array.flags.writeable:
+            self.constants.append(array)
+        elif memory in self._memory:
+            self.views.append(array)
+        else:
+            self._memory.add(memory)
+            self.arrays.append(array)
+            self._array_copies.append((array, array.copy()))
+
+    def _keep_container(self, each: Any) -> list[Any]:
+        self.containers.append(each)
+        if isinstance(each, dict):
+            self._tables.append((each, dict(each)))
+            return list(each.values())
+        if isinstance(each, list):
+            self._lists.append((each, list(each)))
+        elif isinstance(each, set):
+            self._tables.append((each, set(each)))
+        else:
+            self._queues.append((each, deque(each)))
+        return list(each)
+
+    def _keep_object(self, thing: Any) -> list[Any]:
+        fields = _fields(thing)
+        if fields is None:
+            return []
+        self.objects.append(thing)
+        named = getattr(thing, "__dict__", None)
+        if named is not None:
+            self._named.append((named, dict(named)))
+        self._slots += [(thing, name, value) for name, value in fields.items() if named is None or name not in named]
+        return list(fields.values())
 
 
 def _fields(thing: Any) -> dict[str, Any] | None:
@@ -97,11 +150,23 @@ class Pickled:
 
 
 Recipe = tuple[Any, ...]
+
+
+def _in_order(each: set[Any]) -> list[Any]:
+    """Names in a set, in an order that is the same in every process."""
+    return sorted(each, key=str)
+
+
+_COPY: dict[type, Callable[[Any], Any]] = {dict: dict, set: _in_order}
+"""What is handed to the pickler in the place of a container that it knows by its number."""
 _NOTHING: Recipe = (Pickled, ())
 
 
 class Digester:
     """Boils a world down to a number.
+
+    What a world keeps for good stays where it is from run to run, so the pickler is told beforehand: it names such an
+    object by its number, and what is in each of them is handed to it in lists. Only what comes and goes is walked.
 
     Parameters
     ----------
@@ -109,13 +174,22 @@ class Digester:
         Instances that count as the same whatever is in them.
     storage_bytes : int
         Arrays as large as that are the machine's storage, of which the caller has the hashes.
+    roots : list
+        Where the walk begins to what is kept for good.
+    fleeting : tuple of type
+        Instances that come and go, with everything that is reached by way of them alone.
     """
 
-    def __init__(self, opaque: tuple[type, ...], storage_bytes: int) -> None:
+    def __init__(
+        self,
+        opaque: tuple[type, ...],
+        storage_bytes: int,
+        roots: list[Any] | None = None,
+        fleeting: tuple[type, ...] = (),
+    ) -> None:
         self._opaque = opaque
         self._storage_bytes = storage_bytes
         self._recipes: dict[type, Callable[[Any], Recipe]] = {
-            np.ndarray: self._array,
             CoroutineType: _text,
             FunctionType: _function,
             MethodType: lambda method: (Pickled, (method.__func__.__qualname__,), method.__self__),
@@ -128,18 +202,50 @@ class Digester:
         class Pickler(pickle.Pickler):
             def reducer_override(self, thing: Any) -> Any:
                 kind = type(thing)
+                if kind is np.ndarray:  # half of all calls
+                    return _NOTHING if thing.nbytes >= storage_bytes else (Pickled, (thing.tobytes(),))
                 return (recipes.get(kind) or recipe_of(thing, kind))(thing)
 
-        self._pickler = Pickler
+        self._into = io.BytesIO()
+        self._pickler = Pickler(self._into, 5)
+        self._objects: list[tuple[Callable[[Any], Any], Any]] = []
+        self._containers: list[tuple[Callable[[Any], Any], Any]] = []
+        self._bytes: list[NDArray[np.uint8]] = []
+        self._known = pickle.Pickler(io.BytesIO(), 5)
+        if roots:
+            self._build_on(Snapshot(roots, (*opaque, *fleeting)), fleeting)
 
-    def digest(self, things: Any) -> int:
-        """Hash of everything that can be reached from `things`."""
-        into = io.BytesIO()
-        self._pickler(into, 5).dump(things)
-        return int.from_bytes(hashlib.sha256(into.getbuffer()).digest()[:8], "little")
+    def _build_on(self, built: Snapshot, fleeting: tuple[type, ...]) -> None:
+        ignored = [getattr(each, name) for each in built.objects for name in _IGNORED_FIELDS if hasattr(each, name)]
+        left_out = {id(each) for each in ignored}
+        for each in built.objects:
+            fields = [name for name in _fields(each) or () if name not in _IGNORED_FIELDS]
+            if fields:
+                self._objects.append((attrgetter(*fields), each))
+        for each in built.containers:
+            if id(each) not in left_out and not isinstance(each, Counter):
+                self._containers.append((_COPY.get(type(each), list), each))
+        for array in built.arrays:
+            if id(array) not in left_out and array.nbytes < self._storage_bytes:
+                self._bytes.append(array.reshape(-1).view(np.uint8))
+        known = [*built.objects, *built.containers, *built.arrays, *built.views]
+        known += [each for each in built.constants if not isinstance(each, fleeting)]
+        self._known.memo = {id(each): (number, each) for number, each in enumerate(known)}
 
-    def _array(self, array: np.ndarray[Any, Any]) -> Recipe:
-        return _NOTHING if array.nbytes >= self._storage_bytes else (Pickled, (array.tobytes(),))
+    def digest(self, things: Any, *more: NDArray[Any]) -> int:
+        """Hash of everything that can be reached from `things`, and of the bytes of `more`."""
+        told = [things, [values(each) for values, each in self._objects], [of(each) for of, each in self._containers]]
+        self._into.seek(0)
+        self._into.truncate()
+        self._pickler.memo = self._known.memo
+        self._pickler.dump(told)
+        self._pickler.clear_memo()  # else it would keep what it has met
+        number = hashlib.sha256(self._into.getbuffer())
+        if self._bytes:
+            number.update(np.concatenate(self._bytes).data)
+        for array in more:
+            number.update(array.data)
+        return int.from_bytes(number.digest()[:8], "little")
 
     def _recipe_of(self, thing: Any, kind: type) -> Callable[[Any], Recipe]:
         """How objects of that class are told, found out when the first one is met."""

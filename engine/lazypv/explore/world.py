@@ -23,8 +23,9 @@ from lazypv.guest import GuestRun
 from lazypv.hardware import Machine
 from lazypv.host import kvm
 from lazypv.host.faults import ProcessKilledError
+from lazypv.host.gmap import CrstTable
 from lazypv.host.host import Host
-from lazypv.host.kvm import StorageSizes
+from lazypv.host.kvm import Protected, StorageSizes
 from lazypv.host.run import access
 from lazypv.host.vm import Process, Vm
 from lazypv.invariants import (
@@ -37,7 +38,7 @@ from lazypv.invariants import (
     search_remains,
 )
 from lazypv.invariants.accounts import owned_below
-from lazypv.invariants.whole import content_hashes, firmware_state, frames_state, is_known
+from lazypv.invariants.whole import FLEETING, content_hashes, firmware_state, frames_state, is_known
 from lazypv.machine import AbsoluteStorage
 from lazypv.policy import LoadedPolicy
 from lazypv.scenario.boot import BootImage, GuestStartError, load_boot_image, protect
@@ -48,9 +49,11 @@ from lazypv.ultravisor import Ultravisor
 from lazypv_kernels.access import LOAD, hash_words
 from lazypv_kernels.workers import Workers
 
-FRAMES = 72
+FRAMES = 40
 NODE_CAPACITY = 2
 SIZES = StorageSizes(base=1, variable=1, variable_per_mib=0, cpu=1)
+_FLEETING = (*FLEETING, Protected, CrstTable, GuestRun)
+"""What comes and goes in a run; everything else that a world was built of stays."""
 _ZERO = np.zeros((1, PAGE_SIZE // 8), np.uint64)
 
 
@@ -132,8 +135,7 @@ class World:
         self.made = 0
         self.faulted = False
         self._snapshot: Snapshot | None = None
-        opaque = (World, Machine, Ultravisor, AbsoluteStorage, Workers, Series, StorageSizes)
-        self._digester = Digester(opaque, self.machine.size)
+        self._digester: Digester | None = None
         self._throughout = Throughout(self.host)
 
     # --- building ------------------------------------------------------------------------------------------------
@@ -162,6 +164,8 @@ class World:
     def take_down(self) -> None:
         """This is where every run begins."""
         self._snapshot = Snapshot(self._roots(), opaque=(Ultravisor, Workers, Series, StorageSizes))
+        opaque = (World, Machine, Ultravisor, AbsoluteStorage, Workers, Series, StorageSizes)
+        self._digester = Digester(opaque, self.machine.size, [self, *self._roots()], _FLEETING)
 
     def restore(self) -> None:
         """Go back there."""
@@ -278,8 +282,10 @@ class World:
 
     def digest(self, texts: list[Any]) -> int:
         """A number for the whole state, texts included; the same within this process."""
-        hashes = content_hashes(self.machine)
-        return self._digester.digest([hashes, self._roots(), self.found, self.made, self.faulted, texts])
+        if self._digester is None:
+            raise ModelError("the world was never taken down")
+        things = [self._roots(), self.found, self.made, self.faulted, texts]
+        return self._digester.digest(things, content_hashes(self.machine))
 
     def fingerprint(self, steps: list[Taken]) -> str:
         """A number for what happened and what it left, the same in any process: hexadecimal."""

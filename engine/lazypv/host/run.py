@@ -66,8 +66,7 @@ async def access(
             raise ProcessKilledError(
                 "endless loop", f"guest page {int(todo[0]):#x} goes on raising {int(code[0]):#04x}"
             )
-        for kind in np.unique(faulting):
-            kind = int(kind)
+        for kind in np.unique(faulting).tolist() if faulting.size > 1 else faulting.tolist():
             chosen = todo[code == kind]
             if kind != PGM_PAGE_TRANSLATION:
                 vm.host.ledger.exception(kind, chosen.size)

@@ -5,17 +5,22 @@ What comes out of here is taken down, put back and compared, never asked by a te
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from lazypv.ultravisor import vault
+from lazypv.ultravisor.firmware import Configuration
 from lazypv_kernels import scan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lazypv.hardware import Machine
+
+
+FLEETING: Final = (Configuration,)
+"""What comes and goes among the firmware's objects."""
 
 
 def firmware_state(machine: Machine) -> object:

@@ -77,7 +77,7 @@ class Door:
         if (self.refuse or self.stall) and (not self.fault_at or command.name in self.fault_at):
             return self._faulted(command, column.size)
         rc = np.empty(column.size, RC_DTYPE)
-        counts = self._workers.add_up(column.size, lambda first, last, into: work(first, last, rc, into))
+        counts = self._workers.add_up(column.size, work, rc)
         answer = BulkAnswer.counted(rc, counts)
         self.count(command, column.size, answer.noop)
         return answer
@@ -97,9 +97,10 @@ class Door:
     def count(self, command: UVC, pages: int = 1, useless: int = 0) -> None:
         """Enter calls that were issued, over `pages` pages, and how many of them found nothing to do."""
         with self._count_lock:
-            self.issued[command.name] += pages
+            name = command._name_  # `name` is a property written in Python, and calls are many
+            self.issued[name] += pages
             if useless:
-                self.useless[command.name] += useless
+                self.useless[name] += useless
 
 
 def all_refused(size: int, code: int) -> BulkAnswer:

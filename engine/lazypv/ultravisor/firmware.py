@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     from lazypv.machine import AbsoluteStorage
     from lazypv.ultravisor.header import ImageHeader
     from lazypv.ultravisor.snapshots import Saving
+
+
+def _address(array: NDArray[Any]) -> int:
+    """Where its elements lie; an array's ``ctypes`` says the same, and takes three times as long."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 @dataclass(eq=False)
@@ -175,11 +181,11 @@ class Firmware:
     def enter(self, configuration: Configuration) -> None:
         """Put a new configuration into the directory, under a fresh key."""
         row = configuration.slot * DIR_WORDS
-        self.directory[row + DIR_RECORDS] = configuration.records.ctypes.data
-        self.directory[row + DIR_TAGS] = configuration.tags.ctypes.data
+        self.directory[row + DIR_RECORDS] = _address(configuration.records)
+        self.directory[row + DIR_TAGS] = _address(configuration.tags)
         self.directory[row + DIR_PAGES] = configuration.pages
         self.directory[row + DIR_CPUS] = 0
-        self.directory[row + DIR_TRACK] = configuration.track.ctypes.data if configuration.track.size else 0
+        self.directory[row + DIR_TRACK] = _address(configuration.track) if configuration.track.size else 0
         self.set_mode(configuration, TRACK_OPEN)
         self.keys[configuration.slot] = np.frombuffer(self._entropy(KEY_SIZE), np.uint8)
         self.configurations[configuration.handle] = configuration
