@@ -24,6 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lazypv.sizes import PAGE_SIZE
+from lazypv_kernels import scan
+
 _WITHOUT_IDENTITY = (int, float, str, bytes, bool, type(None), frozenset)
 _CONSTANT = (Enum, range, type, type(threading.Lock()), type(threading.RLock()), threading.local)
 _IGNORED_FIELDS = frozenset({"issued", "useless", "history", "directory"})
@@ -145,6 +148,20 @@ def _fields(thing: Any) -> dict[str, Any] | None:
     return found
 
 
+def hash_of(told: NDArray[np.uint8]) -> int:
+    """64 bits that depend on every byte of `told` and its place: hashes of the pages that it fills, hashed in turn.
+
+    A cryptographic hash of all of it would take as long as the pickler.
+    """
+    rows = -(-told.size // PAGE_SIZE)
+    pages = np.zeros((rows, PAGE_SIZE), np.uint8)
+    pages.reshape(-1)[: told.size] = told
+    hashes = np.empty(rows, np.uint64)
+    scan.hash_frames(pages.view(np.uint64), 0, rows, hashes)
+    size = told.size.to_bytes(8, "little")
+    return int.from_bytes(hashlib.blake2b(hashes.data, digest_size=8, key=size).digest(), "little")
+
+
 class Pickled:
     """What every object of ours is said to be rebuilt from: its class is named, its fields are its state."""
 
@@ -240,12 +257,8 @@ class Digester:
         self._pickler.memo = self._known.memo
         self._pickler.dump(told)
         self._pickler.clear_memo()  # else it would keep what it has met
-        number = hashlib.sha256(self._into.getbuffer())
-        if self._bytes:
-            number.update(np.concatenate(self._bytes).data)
-        for array in more:
-            number.update(array.data)
-        return int.from_bytes(number.digest()[:8], "little")
+        parts = [np.frombuffer(self._into.getbuffer(), np.uint8), *self._bytes, *[each.view(np.uint8) for each in more]]
+        return hash_of(np.concatenate(parts))
 
     def _recipe_of(self, thing: Any, kind: type) -> Callable[[Any], Recipe]:
         """How objects of that class are told, found out when the first one is met."""
@@ -313,6 +326,7 @@ def _text(text: CoroutineType[Any, Any, Any]) -> Recipe:
             break
         told.append(at.__qualname__)
         told.append(frame.f_lasti)
-        told.extend(frame.f_locals.values())
-        at = at.cr_await
+        inner = at.cr_await  # told next, and not a second time as somebody's local
+        told.extend([None if value is inner else value for value in frame.f_locals.values()])
+        at = inner
     return (Pickled, (), told)

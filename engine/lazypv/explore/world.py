@@ -49,7 +49,10 @@ from lazypv.ultravisor import Ultravisor
 from lazypv_kernels.access import LOAD, hash_words
 from lazypv_kernels.workers import Workers
 
-FRAMES = 40
+FRAMES_BESIDE = 16
+"""Of a small machine: its own, a process's other pages, and what faults of a few steps may leak."""
+FRAMES_OF_A_GUEST = 10
+"""Beside its pages: two top tables, two configurations, their CPUs."""
 NODE_CAPACITY = 2
 SIZES = StorageSizes(base=1, variable=1, variable_per_mib=0, cpu=1)
 _FLEETING = (*FLEETING, Protected, CrstTable, GuestRun)
@@ -102,8 +105,9 @@ class World:
     ) -> None:
         self.shape = shape
         self.series = series
+        frames = FRAMES_BESIDE + sum(guests_per_process) * (shape.pages + FRAMES_OF_A_GUEST)
         self.machine = Machine(
-            FRAMES * PAGE_SIZE,
+            frames * PAGE_SIZE,
             uv_base_pages=1,
             slots=6,
             entropy=RepeatedKeys(),
@@ -165,7 +169,7 @@ class World:
         """This is where every run begins."""
         self._snapshot = Snapshot(self._roots(), opaque=(Ultravisor, Workers, Series, StorageSizes))
         opaque = (World, Machine, Ultravisor, AbsoluteStorage, Workers, Series, StorageSizes)
-        self._digester = Digester(opaque, self.machine.size, [self, *self._roots()], _FLEETING)
+        self._digester = Digester(opaque, self.machine.size, [self, self.image, *self._roots()], _FLEETING)
 
     def restore(self) -> None:
         """Go back there."""

@@ -8,7 +8,7 @@ Source: semantics 2.4, 2.5, 4.2, 4.7, 4.11.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -234,10 +234,11 @@ class SecurePages:
         self, gmap: Gmap, pages: NDArray[np.int64], call: Callable[[Frames], BulkAnswer], export_first: bool
     ) -> BulkAnswer:
         """Per page, its lock held: export if need be, freeze at the expected references, mark, call, unfreeze."""
-        rc = np.full(pages.size, CONV_TO_RC_NOT_MAPPED, RC_DTYPE)
+        rc = _filled(pages.size, CONV_TO_RC_NOT_MAPPED, RC_DTYPE)
         entry = gmap.pte[pages]
-        present = np.flatnonzero(entry != NO_FRAME)
-        frames = entry[present].astype(np.int64) - 1
+        present = entry.nonzero()[0]
+        frames = entry[present].astype(np.int64)
+        frames -= 1
         if frames.size and export_first:
             exported = self.ultravisor.export_pages(frames)
             self.ledger.add("exported_before_import", exported.done)
@@ -246,18 +247,18 @@ class SecurePages:
                 busy = exported.rc == RC_BUSY
                 rc[present[busy]] = RC_BUSY
                 present, frames = present[~busy], frames[~busy]
-        expected = np.ones(frames.size, np.uint8)
+        expected = _filled(frames.size, 1, np.uint8)
         frozen, count = self.frames.freeze(frames, expected)
-        code = np.full(frames.size, FREEZE_FAILED, RC_DTYPE)
+        code = _filled(frames.size, FREEZE_FAILED, RC_DTYPE)
         done = noop = 0
         if count:
-            held = np.arange(frames.size) if count == frames.size else np.flatnonzero(frozen == RC_DONE)
+            held = slice(None) if count == frames.size else np.flatnonzero(frozen == RC_DONE)
             answer = call(pages[present[held]])
             code[held] = answer.rc
             done, noop = answer.done, answer.noop
             self.frames.unfreeze(frames, expected, frozen)
         rc[present] = code
-        busy = int(np.count_nonzero(rc == RC_BUSY))
+        busy = rc.size - int(np.count_nonzero(rc))  # RC_BUSY is 0
         return BulkAnswer(rc, done, noop, busy, pages.size - done - noop - busy)
 
     async def wait_for_import(self, gmap: Gmap, pages: NDArray[np.int64]) -> None:
@@ -301,3 +302,10 @@ class SecurePages:
             answer.refused += again.refused
             answer.busy = again.busy
         return answer
+
+
+def _filled(size: int, value: int, dtype: type[np.generic]) -> NDArray[Any]:
+    """As `numpy.full`, in a third of its time, which counts where a batch is one page."""
+    array: NDArray[Any] = np.empty(size, dtype)
+    array.fill(value)
+    return array
