@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -32,6 +33,8 @@ ELEMENTS: Final[Mapping[str, type[np.generic]]] = {
 
 ANY_DIMENSIONS: Final = 99
 _SIZES: Final = {"size", "shape", "ndim"}
+_PARSING: Final = threading.Lock()
+"""CPython 3.11 counts how deep its parser has come once for all threads; two at a time end in a SystemError."""
 
 
 class ArrayRefusedError(TypeError):
@@ -133,7 +136,9 @@ def read_only_parameters(function: Callable[..., Any]) -> dict[str, int]:
 
 
 def _read_only_parameters(function: Callable[..., Any], above: frozenset[Any]) -> dict[str, int]:
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    source = textwrap.dedent(inspect.getsource(function))
+    with _PARSING:
+        tree = ast.parse(source)
     read = _elements_read(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

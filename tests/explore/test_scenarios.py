@@ -16,6 +16,7 @@ from lazypv.explore.switches import Switches
 from lazypv.explore.threads import Threads
 from lazypv.host.faults import ProcessKilledError
 from lazypv.host.kvm import Result
+from lazypv.machine import HostFrames
 from lazypv.scenario.boot import GuestStartError
 from lazypv.series import DEFECTS, PATCHES, Series
 
@@ -164,3 +165,22 @@ def test_what_failed_before_is_no_excuse_for_a_guest_that_has_nothing_to_do_with
     faults = faults_for(world.machine.ultravisor)
     outcome = Explorer(world, of.scene, Bounds(0, 1), faults).exhaust(stop_at_first=False)
     assert 35 in {broken.violation.number for broken in outcome.broken}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_small_world_has_as_much_memory_as_its_scenario_takes(name, monkeypatch):
+    """Where memory runs out is a fault that somebody chooses, not a matter of how small the world is."""
+    failed = []
+    for method in ("allocate", "allocate_run"):
+        allocate = getattr(HostFrames, method)
+
+        def watched(frames, *arguments, allocate=allocate, **more):
+            answer = allocate(frames, *arguments, **more)
+            failed.extend([arguments] if answer is None else [])
+            return answer
+
+        monkeypatch.setattr(HostFrames, method, watched)
+    of = SCENARIOS[name]
+    for pages in {of.shape.pages, 2, 8} if of.shape.limit is None else {of.shape.pages}:
+        Explorer(of.build(Series(), pages), of.scene, Bounds(1)).exhaust(most_schedules=100)
+    assert not failed

@@ -6,12 +6,16 @@ that sense: whoever uses this package may use numba's threads beside it, whichev
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from lazypv_kernels import door, sweep
 from lazypv_kernels.compiled import KERNELS
 
 BOTH = """
@@ -86,3 +90,24 @@ def test_no_kernel_is_parallel_in_numbas_sense():
     for kernel in KERNELS:
         assert not kernel.targetoptions.get("parallel"), kernel.py_func.__name__
         assert kernel.targetoptions["nogil"], kernel.py_func.__name__
+
+
+def test_no_two_threads_parse_at_once(monkeypatch):
+    """On CPython 3.11 two parsers at work end in "AST constructor recursion depth mismatch", as vCPUs once found."""
+    inside, most = [], []
+    parse = ast.parse
+
+    def watched(source):
+        inside.append(None)
+        time.sleep(0.001)
+        most.append(len(inside))
+        try:
+            return parse(source)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(door.ast, "parse", watched)
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(door.read_only_parameters, [sweep.destroy_pages.py_func] * 8))
+    assert max(most) == 1
+    assert all(each == read[0] for each in read)

@@ -29,6 +29,7 @@ from lazypv.host.kvm import Protected, StorageSizes
 from lazypv.host.run import access
 from lazypv.host.vm import Process, Vm
 from lazypv.invariants import (
+    Balance,
     Remains,
     Throughout,
     Violation,
@@ -49,7 +50,7 @@ from lazypv.ultravisor import Ultravisor
 from lazypv_kernels.access import LOAD, hash_words
 from lazypv_kernels.workers import Workers
 
-FRAMES_BESIDE = 16
+FRAMES_BESIDE = 24
 """Of a small machine: its own, a process's other pages, and what faults of a few steps may leak."""
 FRAMES_OF_A_GUEST = 10
 """Beside its pages: two top tables, two configurations, their CPUs."""
@@ -141,6 +142,7 @@ class World:
         self._snapshot: Snapshot | None = None
         self._digester: Digester | None = None
         self._throughout = Throughout(self.host)
+        self._balance = Balance.of(self.host)
 
     # --- building ------------------------------------------------------------------------------------------------
 
@@ -169,6 +171,8 @@ class World:
         """This is where every run begins."""
         self._snapshot = Snapshot(self._roots(), opaque=(Ultravisor, Workers, Series, StorageSizes))
         opaque = (World, Machine, Ultravisor, AbsoluteStorage, Workers, Series, StorageSizes)
+        self.machine.ultravisor.done.clear()
+        self._balance = Balance.of(self.host)
         self._digester = Digester(opaque, self.machine.size, [self, self.image, *self._roots()], _FLEETING)
 
     def restore(self) -> None:
@@ -177,6 +181,7 @@ class World:
             raise ModelError("the world was never taken down")
         self._snapshot.restore()
         self._throughout.begin()
+        self.machine.ultravisor.done.clear()
         self.found = []
         self.made = len(self.first_handles)
         self.faulted = False
@@ -281,7 +286,8 @@ class World:
 
     def look_when_wound_up(self) -> Violation | None:
         """When everybody has left: all is destroyed and free, or accounted for."""
-        found = [*check_frames(self.host), *check_wound_up(self.host)]
+        balance = Balance.of(self.host).check_since(self._balance)
+        found = [*check_frames(self.host), *check_wound_up(self.host), *balance]
         return found[0] if found else None
 
     def digest(self, texts: list[Any]) -> int:

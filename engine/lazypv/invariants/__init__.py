@@ -3,7 +3,7 @@
 Only scenario, report and command line import it; no text and no handler asks it anything.
 """
 
-from lazypv.invariants.accounts import ACCOUNTS_INVARIANT, LastInstruction, OldRun
+from lazypv.invariants.accounts import ACCOUNTS_INVARIANT, Balance, LastInstruction, OldRun
 from lazypv.invariants.frames import check_frames
 from lazypv.invariants.remains import Remains, search_remains
 from lazypv.invariants.structures import check_structures, check_wound_up
@@ -12,6 +12,7 @@ from lazypv.invariants.violation import Violation
 
 __all__ = [
     "ACCOUNTS_INVARIANT",
+    "Balance",
     "LastInstruction",
     "OldRun",
     "Remains",

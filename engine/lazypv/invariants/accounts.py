@@ -5,7 +5,7 @@ Source: design, "Accounts must balance"; the model's own invariant 41.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Final
 
 from lazypv.host.ledger import Ledger
@@ -100,6 +100,55 @@ class OldRun:
                 f"{self.owned} pages were owned at the last instruction, {sum(sources)} are accounted for: {self}",
             )
         ]
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Pages of all configurations of a machine, since it was made: those that came in, and where they are or went.
+
+    Attributes
+    ----------
+    booked : int
+        Destroyed pages by the host's own books.
+    """
+
+    came_in: int
+    destroyed: int
+    exported: int
+    cleaned: int
+    owned: int
+    booked: int
+
+    @classmethod
+    def of(cls, host: Host) -> Balance:
+        """As it is now; nothing may be running."""
+        firmware, done = vault.firmware_of(host.machine.ultravisor), host.machine.ultravisor.done
+        alive = list(firmware.configurations.values())
+        return cls(
+            came_in=done["CONV_TO_SEC_STOR"] + done["UNPACK_IMG"],
+            destroyed=done["DESTR_SEC_STOR"],
+            exported=sum(gone for gone, _ in firmware.history.values()) + sum(map(firmware.exported, alive)),
+            cleaned=sum(gone for _, gone in firmware.history.values()) + sum(each.cleaned for each in alive),
+            owned=sum(owned_pages(host.machine, each.handle) for each in alive),
+            booked=sum(host.ledger.pages[name] for name in _BY_TEXT),
+        )
+
+    def check_since(self, start: Balance) -> list[Violation]:
+        """No page came in or went since `start` that is not in one account, and the host's books know of each."""
+        came_in, destroyed, exported, cleaned, owned, booked = (
+            now - then for now, then in zip(astuple(self), astuple(start), strict=True)
+        )
+        found = []
+        if came_in != destroyed + exported + cleaned + owned:
+            text = (
+                f"{came_in} pages came in, but {destroyed} were destroyed, {exported} exported, {cleaned} cleaned with"
+            )
+            text += f" their configuration, and {owned} more are owned"
+            found.append(Violation(ACCOUNTS_INVARIANT, text))
+        if destroyed != booked:
+            text = f"{destroyed} pages were destroyed, but the host has booked {booked}"
+            found.append(Violation(ACCOUNTS_INVARIANT, text))
+        return found
 
 
 def owned_pages(machine: Machine, handle: int) -> int:

@@ -80,7 +80,7 @@ def destroy_batches(
     )  # fmt: skip
     count, pages, largest = tally.tolist()
     done, noop, _, _ = counts.tolist()
-    ultravisor.count(UVC.DESTR_SEC_STOR, pages, noop)
+    ultravisor.count(UVC.DESTR_SEC_STOR, pages, noop, done)
     answer = None
     owed = frames[left : left + settled] if how == batches.GATHERED else frames[:0]
     frames = frames[:left]

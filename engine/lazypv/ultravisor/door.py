@@ -33,8 +33,8 @@ class Door:
     ----------
     issued : Counter of str
         Calls issued so far, by interface name; a bulk call over k pages counts k.
-    useless : Counter of str
-        Those among them that found nothing to do.
+    useless, done : Counter of str
+        Those among them that found nothing to do, and those that changed a page.
     refuse : int
         If it is not 0, the next call on pages changes nothing and is answered with this code: a fault that somebody
         injects.
@@ -50,6 +50,7 @@ class Door:
         self.max_cpu_id = MAX_CPU_ID
         self.issued: Counter[str] = Counter()
         self.useless: Counter[str] = Counter()
+        self.done: Counter[str] = Counter()
         self.refuse = 0
         self.stall = False
         self.fault_at: tuple[str, ...] = ()
@@ -79,7 +80,7 @@ class Door:
         rc = np.empty(column.size, RC_DTYPE)
         counts = self._workers.add_up(column.size, work, rc)
         answer = BulkAnswer.counted(rc, counts)
-        self.count(command, column.size, answer.noop)
+        self.count(command, column.size, answer.noop, answer.done)
         return answer
 
     def _faulted(self, command: UVC, size: int) -> BulkAnswer:
@@ -94,13 +95,15 @@ class Door:
         """Whether a fault is due at one of the next calls."""
         return self.refuse != 0 or self.stall
 
-    def count(self, command: UVC, pages: int = 1, useless: int = 0) -> None:
-        """Enter calls that were issued, over `pages` pages, and how many of them found nothing to do."""
+    def count(self, command: UVC, pages: int = 1, useless: int = 0, done: int = 0) -> None:
+        """Enter calls that were issued, over `pages` pages, and how many found nothing to do or changed a page."""
         with self._count_lock:
             name = command._name_  # `name` is a property written in Python, and calls are many
             self.issued[name] += pages
             if useless:
                 self.useless[name] += useless
+            if done:
+                self.done[name] += done
 
 
 def all_refused(size: int, code: int) -> BulkAnswer:

@@ -353,7 +353,7 @@ class SnapshotCalls(Door):
             )  # fmt: skip
         finally:
             firmware.dismiss(configuration)
-        self.count(UVC.CONV_TO_SEC_STOR, rows.size)
+        self.count(UVC.CONV_TO_SEC_STOR, rows.size, done=0 if bad >= 0 else int(np.count_nonzero(rc == RC_DONE)))
         return rc, bad
 
     def end_restore(self, handle: int) -> None:
