@@ -299,7 +299,9 @@ def host_clear(words, state, _owner, _guest_page, _directory, frames, first, las
             answer(code, counts, i, RC_DONE, COUNT_DONE)
 
 
-def host_copy(contents, state, _owner, _guest_page, _directory, frames, buffer, write, first, last, code):
+def host_copy(
+    contents, state, _owner, _guest_page, _directory, frames, buffer, write, places, start, end, first, last, code
+):  # fmt: skip
     for i in range(first, last):
         byte, row = state[frames[i]], slice(frames[i], frames[i] + 1)
         if cannot_be_touched(byte):
@@ -308,10 +310,12 @@ def host_copy(contents, state, _owner, _guest_page, _directory, frames, buffer, 
             code[i] = 0x3D
         else:
             code[i] = RC_DONE
+            byte = places[i] * 4096 + np.arange(4096)
+            inside = (byte >= start) & (byte < end)
             if contents.size and write:
-                contents[row] = buffer[i]
+                contents[row, inside] = buffer[i, inside]
             elif contents.size:
-                buffer[i] = contents[frames[i]]
+                buffer[i, inside] = contents[frames[i], inside]
 
 
 # --- sweeps ----------------------------------------------------------------------------------------------------------
@@ -749,8 +753,11 @@ def get_reference(host, frame):
 
 
 def drop_reference(host, frame):
-    """The last one takes the marks along."""
+    """The last one takes the marks along; a count in the side table is left to Python."""
+    if host[frame] & REFERENCES == REFERENCES:
+        return False
     host[frame] = host[frame] - 1 if host[frame] & REFERENCES > 1 else 0
+    return True
 
 
 def hold_mapped(pte, entry, host):
@@ -766,30 +773,31 @@ def get_references(host, frames, first, last):
     return last
 
 
-def hold_eight(pte, entry, host):
-    frames = pte[entry : entry + 8].astype(np.int64) - 1
-    if frames[0] < 0 or np.any(np.diff(frames) != 1) or (host.ctypes.data + frames[0]) % 8:
-        return False
-    counts = host[frames] & REFERENCES
+def hold_eight(pte, entry, host, frames, at):
+    eight = pte[entry : entry + 8].astype(np.int64) - 1
+    if eight[0] < 0 or np.any(np.diff(eight) != 1) or (host.ctypes.data + eight[0]) % 8:
+        return 0
+    counts = host[eight] & REFERENCES
     if np.any((counts == 0) | (counts > 61)):
-        return False
-    host[frames] += 1
-    return True
+        return 0
+    host[eight] += 1
+    frames[at : at + 8] = eight
+    return 8
 
 
 def gather(pte, at, end, host, limit, frames):
     count = 0
     for entry in range(at, end):
         if count == limit:
-            return count, entry, False
+            return count, entry, 0
         if pte[entry]:
             taken = get_reference(host, pte[entry] - 1)
             if taken == 2:
-                return count, entry, True
+                return count, entry, -1
             if taken == 0:
                 frames[count] = pte[entry] - 1
                 count += 1
-    return count, end, False
+    return count, end, 0
 
 
 def look_up(pte, pages, host, frames, first, last):
@@ -1008,6 +1016,60 @@ def fill_hash_table(table, values):
     table[:] = 0
     table[: len(members)] = members
     return 0
+
+
+# --- page tables below segment tables: (segment, entry) says for each page what one flat array would ------------------
+
+
+def flat_table(segment, entry):
+    """The whole table as a flat one; a segment in one piece says its entries in one word."""
+    pte = entry.copy()
+    for number, word in enumerate(segment.tolist()):
+        if not word >> 63:
+            part = slice(number * 256, number * 256 + 256)
+            first = word & 0xFFFFFFFF
+            pte[part] = np.arange(first, first + pte[part].size) if first else 0
+    return pte
+
+
+def load_segment_entry(segment, entry, page):
+    return int(flat_table(segment, entry)[page])
+
+
+def split_segment(segment, entry, number):
+    entry[number * 256 : number * 256 + 256] = flat_table(segment, entry)[number * 256 : number * 256 + 256]
+    segment[number] = 1 << 63
+
+
+def map_segment(segment, entry, pages, frames, i, last):
+    page = int(pages[i])
+    fits = page % 256 == 0 and i + 256 <= last and page + 256 <= entry.size
+    if not fits or segment[page // 256] or np.any(np.diff(pages[i : i + 256]) != 1):
+        return 0
+    if np.any(np.diff(frames[i : i + 256]) != 1):
+        return 0
+    segment[page // 256] = frames[i] + 1
+    return 256
+
+
+def unmap_segment(segment, page, end, room):
+    if page % 256 or page + 256 > end or room < 256 or segment[page // 256] in (0, 1 << 63):
+        return -1
+    first = int(segment[page // 256]) - 1
+    segment[page // 256] = 0
+    return first
+
+
+def load_entries(pte, pages, shift, values):
+    values[:] = [entry_of(pte, page + shift) for page in pages]
+
+
+def frames_between(pte, first, last, frames):
+    frames[:] = pte[first:last].astype(np.int64) - 1
+
+
+def count_mapped(pte, first, last):
+    return int(np.count_nonzero(pte[first:last]))
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lazypv_bench.rig import Rig
 
 Better = Literal["higher", "lower"]
+BarOf = Literal["ratio", "value"]
 Role = Literal["subject", "limit", "rival"]
 
 DEFAULT_SIZE: Final = 4 << 30
@@ -89,6 +90,8 @@ class Benchmark:
         Whether the ratio is one of speeds (the subject's over the limit's) or one of times.
     bar : float or None
         What the ratio should reach, or stay below.
+    bar_of : {"ratio", "value"}
+        What is held against the bar: a value is judged at the full size only, since it grows with it.
     unit : str
         Of the value beside the ratio: ``"GB/s"`` and ``"ms"`` are the harness's, others the subject's own.
     share : float
@@ -106,6 +109,7 @@ class Benchmark:
     unit: str = "GB/s"
     share: float = 1.0
     quick: bool = True
+    bar_of: BarOf = "ratio"
 
     @property
     def summary(self) -> str:
@@ -115,6 +119,10 @@ class Benchmark:
     def guest_size(self, size: int) -> int:
         """Bytes of its guest, whole pages, if walks go over `size` bytes."""
         return int(size * self.share) // PAGE_SIZE * PAGE_SIZE
+
+    def bar_at(self, guest: int) -> float | None:
+        """The bar for a guest of `guest` bytes, if there is one for that size."""
+        return self.bar if self.bar_of == "ratio" or guest == self.guest_size(DEFAULT_SIZE) else None
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,7 @@ class Result:
     unit: str
     value: float
     rivals: Mapping[str, float]
+    bar_of: BarOf = "ratio"
     runs: tuple[Runs, ...] = ()
 
     @property
@@ -165,10 +174,26 @@ class Result:
 
     @property
     def met(self) -> bool | None:
-        """Whether the ratio is on the right side of the bar; None without a bar."""
+        """Whether the ratio, or the value, is on the right side of the bar; None without a bar."""
         if self.bar is None:
             return None
-        return self.ratio >= self.bar if self.better == "higher" else self.ratio <= self.bar
+        judged = self.value if self.bar_of == "value" else self.ratio
+        return judged >= self.bar if self.better == "higher" else judged <= self.bar
+
+    @property
+    def bar_text(self) -> str:
+        """The bar as people read it; empty without one."""
+        if self.bar is None:
+            return ""
+        unit = f" {self.unit}" if self.bar_of == "value" else ""
+        return f"{'≥' if self.better == 'higher' else '≤'} {self.bar:g}{unit}"
+
+    @property
+    def bar_ratio(self) -> float | None:
+        """The bar as a ratio: for one of values, the ratio at which it is reached."""
+        if self.bar is None or self.bar_of == "ratio":
+            return self.bar
+        return self.bar * self.ratio / self.value
 
 
 @dataclass(frozen=True)
@@ -223,6 +248,7 @@ def benchmark(
     unit: str = "GB/s",
     share: float = 1.0,
     quick: bool = True,
+    bar_of: BarOf = "ratio",
 ) -> Callable[[Callable[[Rig], Work]], Callable[[Rig], Work]]:
     """Declare a benchmark; parameters as the attributes of :class:`Benchmark`.
 
@@ -235,7 +261,7 @@ def benchmark(
     def declare(subject: Callable[[Rig], Work]) -> Callable[[Rig], Work]:
         if name in REGISTRY:
             raise ModelError(f"two benchmarks are called {name}")
-        REGISTRY[name] = Benchmark(name, subject, limit, tuple(rivals), better, bar, unit, share, quick)
+        REGISTRY[name] = Benchmark(name, subject, limit, tuple(rivals), better, bar, unit, share, quick, bar_of)
         return subject
 
     return declare
@@ -317,11 +343,12 @@ def measure(benchmark: Benchmark, rig: Rig, pairs: int, progress: Callable[[str]
         low=min(ratios_to_limit),
         high=max(ratios_to_limit),
         better=benchmark.better,
-        bar=benchmark.bar,
+        bar=benchmark.bar_at(rig.size) if benchmark.bar_of == "value" else benchmark.bar,
         limit=runs[1].label,
         unit=benchmark.unit,
         value=_value(benchmark.unit, subject, median(own)),
         rivals={each.label: median(each.ratios) for each in runs[2:]},
+        bar_of=benchmark.bar_of,
         runs=tuple(runs),
     )
 

@@ -71,8 +71,8 @@ def _draw(axes: Any, title: str, results: list[Result]) -> None:
         colour = {None: NO_BAR, True: REACHED, False: MISSED}[result.met]
         axes.plot([result.low, result.high], [at, at], color=colour, linewidth=2, solid_capstyle="round")
         axes.plot([result.ratio], [at], "o", color=colour, markersize=5)
-        if result.bar is not None:
-            axes.plot([result.bar, result.bar], [at - 0.4, at + 0.4], color="black", linewidth=1.2)
+        if result.bar_ratio is not None:
+            axes.plot([result.bar_ratio, result.bar_ratio], [at - 0.4, at + 0.4], color="black", linewidth=1.2)
     axes.axvline(1.0, color="0.75", linewidth=0.8, zorder=0)
     axes.set_yticks(range(len(results)), [result.name for result in results], fontsize=8)
     axes.set_ylim(len(results) - 0.4, -0.6)

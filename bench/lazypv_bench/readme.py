@@ -37,10 +37,9 @@ def table_of(results: Sequence[Result]) -> str:
         "| --- | ---: | ---: | ---: | --- | ---: | --- |",
     ]
     for each in results:
-        bar = "" if each.bar is None else f"{'≥' if each.better == 'higher' else '≤'} {each.bar:g}"
         rivals = ", ".join(f"{name} {ratio:.3g}" for name, ratio in each.rivals.items())
         lines.append(
-            f"| `{each.name}` | {each.ratio:.3g} | {each.low:.3g} to {each.high:.3g} | {bar} | {each.limit} |"
+            f"| `{each.name}` | {each.ratio:.3g} | {each.low:.3g} to {each.high:.3g} | {each.bar_text} | {each.limit} |"
             f" {each.value:.3g} {each.unit} | {rivals} |"
         )
     return "\n".join(lines)

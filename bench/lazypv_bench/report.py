@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 NOTE = (
     "ratio: speed over the limit's speed, or time over the limit's time; the median of all turns, then the lowest and"
-    " the highest. A bar is the ratio to reach, or to stay below."
+    " the highest. A bar is the ratio to reach, or to stay below; with a unit, it is one of the value."
 )
 VERDICTS = {None: "", True: "met", False: "missed"}
 
 
-FIELDS = ("name", "ratio", "low", "high", "better", "bar", "limit", "unit", "value", "rivals")
+FIELDS = ("name", "ratio", "low", "high", "better", "bar", "limit", "unit", "value", "rivals", "bar_of")
 """Of a result, in the JSON document."""
 
 
@@ -45,7 +45,7 @@ def as_object(results: list[Result], settings: Settings) -> dict[str, Any]:
 
 def results_of(document: Mapping[str, Any]) -> list[Result]:
     """The results in a document, as far as it has them: runs themselves are in the Arrow table only."""
-    return [Result(**{field: each.get(field) for field in FIELDS}) for each in document["results"]]
+    return [Result(**{field: each[field] for field in FIELDS if field in each}) for each in document["results"]]
 
 
 def print_table(results: list[Result], settings: Settings, console: Console | None = None) -> None:
@@ -59,7 +59,7 @@ def print_table(results: list[Result], settings: Settings, console: Console | No
     table.add_column("verdict", no_wrap=True)
     for result in results:
         spread = f"{result.low:.3g}..{result.high:.3g}"
-        table.add_row(result.name, f"{result.ratio:.3g}", spread, _bar(result), VERDICTS[result.met])
+        table.add_row(result.name, f"{result.ratio:.3g}", spread, result.bar_text, VERDICTS[result.met])
         table.add_row(f"  limit: {result.limit}")
         table.add_row(f"  {result.value:.3g} {result.unit}")
         for rival, ratio in result.rivals.items():
@@ -83,12 +83,6 @@ def print_changes(changes: Iterable[Change], console: Console | None = None) -> 
     console = console or Console(soft_wrap=False)
     console.print()
     console.print(table)
-
-
-def _bar(result: Result) -> str:
-    if result.bar is None:
-        return ""
-    return f"{'≥' if result.better == 'higher' else '≤'} {result.bar:g}"
 
 
 def print_list(benchmarks: Iterable[Benchmark]) -> None:

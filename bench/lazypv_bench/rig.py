@@ -121,7 +121,7 @@ def free_contents(machine: Machine, pages: int) -> NDArray[np.uint8]:
 
 def frames_of(vm: VM) -> Frames:
     """Host frames of the guest, in order of its pages, all of which are mapped."""
-    return vm.kernel_vm.gmap.pte.astype(np.int64) - 1
+    return vm.kernel_vm.gmap.pte.frames()
 
 
 def make_secure_again(machine: Machine, frames: Frames) -> None:

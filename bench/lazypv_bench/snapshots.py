@@ -245,7 +245,7 @@ def _restore(rig: Rig, memory: bool) -> Work:
 
     def finish() -> None:
         vm = restored.pop()
-        if np.count_nonzero(vm.kernel_vm.gmap.pte) != vm.pages:
+        if vm.kernel_vm.gmap.pte.count() != vm.pages:
             raise ModelError("the guest that was restored has not all of its pages")
         vm.shutdown()
         guest.host.drain()

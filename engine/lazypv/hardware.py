@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
+    from lazypv.machine import PageTable
+    from lazypv_kernels.arrays import Table
+
 UV_BASE_PAGES = 256
 """Storage that the Ultravisor takes at start-up; real sizes are not public."""
 MAX_CONFIGURATIONS = 4095
@@ -50,14 +53,14 @@ class GuestCpu:
 
     Attributes
     ----------
-    translation : uint32[m]
-        Frame + 1 for each guest page, 0 where there is no mapping.
+    translation : uint32[m], or (uint64[s], uint32[m])
+        Frame + 1 for each guest page, 0 where there is no mapping; or a page table of the other kind.
     """
 
     handle: int
     cpu_handle: int
     asce: int
-    translation: NDArray[np.uint32]
+    translation: Table
 
 
 class Machine:
@@ -157,7 +160,7 @@ class Machine:
         self.pages = storage.pages
         self.has_contents = storage.contents.shape[0] > 0
         self.workers = workers
-        self.frames = HostFrames(storage.pages)
+        self.frames = HostFrames(storage.pages, segmented=not self.has_contents)
         self.ultravisor = Ultravisor(Firmware(storage, slots, feature_bits, entropy, number), workers)
         # Frame 0 is the host's own prefix area: never guest memory, never donated.
         prefix = self.frames.allocate_run(1)
@@ -199,10 +202,12 @@ class Machine:
             0x05 outside the machine; 0x3d secure or donated storage, of which nothing was changed.
         """
         frames, buffer = self._span(address, len(data))
+        # Whether all of it may be written is asked first, as an instruction of a CPU does.
         self._copy(frames, buffer, write=False)
         start = address % PAGE_SIZE
-        buffer.reshape(-1)[start : start + len(data)] = np.frombuffer(data, np.uint8)
-        self._copy(frames, buffer, write=True)
+        end = start + len(data)
+        buffer.reshape(-1)[start:end] = np.frombuffer(data, np.uint8)
+        self._copy(frames, buffer, write=True, start=start, end=end)
 
     def _span(self, address: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
         if address < 0 or length < 0 or address + length > self.size or not self.has_contents:
@@ -211,8 +216,10 @@ class Machine:
         frames = np.arange(first, last, dtype=np.int64)
         return frames, np.empty((frames.size, PAGE_SIZE), np.uint8)
 
-    def _copy(self, frames: NDArray[np.int64], buffer: NDArray[np.uint8], write: bool) -> None:
-        code = self.copy_pages(frames, buffer, write=write)
+    def _copy(
+        self, frames: NDArray[np.int64], buffer: NDArray[np.uint8], write: bool, start: int = 0, end: int | None = None
+    ) -> None:
+        code = self._copy_bytes(frames, buffer, write, start, buffer.size if end is None else end)
         bad = np.flatnonzero(code != RC_DONE)
         if bad.size:
             raise ProgramInterruption(int(code[bad[0]]), int(frames[bad[0]]) * PAGE_SIZE)
@@ -229,6 +236,12 @@ class Machine:
             A frame lies outside the machine.
         """
         self._require_frames(frames)
+        return self._copy_bytes(frames, buffer, write, 0, buffer.size)
+
+    def _copy_bytes(
+        self, frames: NDArray[np.int64], buffer: NDArray[np.uint8], write: bool, start: int, end: int
+    ) -> NDArray[np.uint16]:
+        """Copy bytes ``[start, end)`` of the whole; of the pages beside them, others may be writing the rest."""
         firmware = vault.firmware_of(self.ultravisor)
         code = np.zeros(frames.size, RC_DTYPE)
         todo = frames
@@ -238,7 +251,7 @@ class Machine:
             answer = np.empty(todo.size, RC_DTYPE)
             access.host_copy(
                 firmware.storage.contents, firmware.state, firmware.owner, firmware.guest_page, firmware.directory,
-                todo, part, write, 0, todo.size, answer,
+                todo, part, write, at, start, end, 0, todo.size, answer,
             )  # fmt: skip
             code[at] = answer
             if part is not buffer and not write:
@@ -274,7 +287,7 @@ class Machine:
 
     def destroy_batches(
         self,
-        pte: NDArray[np.uint32],
+        pte: PageTable,
         at: int,
         end: int,
         batch: int,
@@ -298,9 +311,12 @@ class Machine:
         stop, gate : uint8[1]
             No further batch is begun once one of them is not 0.
         """
-        return destroy_batches(
-            self.ultravisor, self.frames.byte, pte, at, end, batch, limit, clear_mark, refused_stay, stop, gate
-        )
+        run, owed = destroy_batches(
+            self.ultravisor, self.frames.byte, pte.arrays, at + pte.first, end + pte.first, batch, limit, clear_mark,
+            refused_stay, stop, gate,
+        )  # fmt: skip
+        self.frames.put(owed)
+        return replace(run, at=run.at - pte.first)
 
     def give_back_free(self) -> int:
         """Give the operating system the memory of free frames, for guests gone for good: bytes, in whole huge pages.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer
+from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer, Table
 from lazypv_kernels.claims import BUSY, claim, let_go, publish, touch
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
@@ -25,7 +25,8 @@ from lazypv_kernels.layout import (
     SEC,
     SHR,
 )
-from lazypv_kernels.native import fence, load_acquire, stream_copy_page, stream_zero_page
+from lazypv_kernels.native import fence, stream_copy_page, stream_zero_page
+from lazypv_kernels.tables import load_entry, table_size
 from lazypv_kernels.tracking import note_store
 
 TRANSLATION = 0x11
@@ -89,14 +90,14 @@ def hash_words(words: U64, row: Integer) -> np.uint64:
 
 
 @kernel
-def entry_of(pte: U32, page: Integer) -> np.uint32:
+def entry_of(pte: Table, page: Integer) -> np.uint32:
     """What the address translation says of guest `page`; outside of it nothing is mapped."""
-    return load_acquire(pte, page) if 0 <= page < pte.size else np.uint32(NO_FRAME)
+    return load_entry(pte, page) if 0 <= page < table_size(pte) else np.uint32(NO_FRAME)
 
 
 @kernel
 def guest_access(
-    words: U64, state: U8, owner: U16, guest_page: U32, directory: U64, pte: U32, slot: Integer, pages: I64,
+    words: U64, state: U8, owner: U16, guest_page: U32, directory: U64, pte: Table, slot: Integer, pages: I64,
     operation: Integer, values: U64, source: U64, rows: I64, first: Integer, last: Integer, code: U16, counts: I64,
 ) -> None:  # fmt: skip
     """A guest touches its ``pages[first:last]``; slot 0 is a guest that is not protected.
@@ -119,7 +120,7 @@ def guest_access(
             code[i] = RC_BUSY
             counts[COUNT_BUSY] += 1
             continue
-        if load_acquire(pte, page) != entry:
+        if load_entry(pte, page) != entry:
             let_go(state, frame)
             code[i] = RC_BUSY
             counts[COUNT_BUSY] += 1
@@ -151,7 +152,7 @@ def guest_access(
 
 @kernel
 def guest_share(
-    state: U8, owner: U16, guest_page: U32, directory: U64, pte: U32, slot: Integer, pages: I64, share: bool,
+    state: U8, owner: U16, guest_page: U32, directory: U64, pte: Table, slot: Integer, pages: I64, share: bool,
     first: Integer, last: Integer, code: U16, counts: I64,
 ) -> None:  # fmt: skip
     """SET_SHARED_ACCESS (`share`) or REMOVE_SHARED_ACCESS by the guest in `slot`, for ``pages[first:last]``.
@@ -171,7 +172,7 @@ def guest_share(
             code[i] = RC_BUSY
             counts[COUNT_BUSY] += 1
             continue
-        if load_acquire(pte, page) != entry:
+        if load_entry(pte, page) != entry:
             publish(state, frame, seen)
             code[i] = RC_BUSY
             counts[COUNT_BUSY] += 1
@@ -209,7 +210,7 @@ def pin_pages(state: U8, refused_rc: Integer, frames: I64, first: Integer, last:
 
 @kernel
 def unpin_pages(
-    state: U8, owner: U16, guest_page: U32, directory: U64, pte: U32, slot: Integer, not_mapped_rc: Integer,
+    state: U8, owner: U16, guest_page: U32, directory: U64, pte: Table, slot: Integer, not_mapped_rc: Integer,
     refused_rc: Integer, pages: I64, first: Integer, last: Integer, rc: U16, counts: I64,
 ) -> None:  # fmt: skip
     """UNPIN_PAGE_SHARED for guest ``pages[first:last]`` of `slot`: pinned becomes secure; anything else is refused."""
@@ -277,12 +278,13 @@ def host_clear(
 @kernel
 def host_copy(
     contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, frames: I64, buffer: U8, write: bool,
-    first: Integer, last: Integer, code: U16,
+    places: I64, start: Integer, end: Integer, first: Integer, last: Integer, code: U16,
 ) -> None:  # fmt: skip
-    """The host copies pages out of ``frames[first:last]`` into ``buffer``, or into them if `write`.
+    """The host copies bytes out of ``frames[first:last]`` into ``buffer``, or into them if `write`.
 
     contents : uint8[n, 4096], or uint8[0, 4096], then nothing is copied; buffer : uint8[k, 4096]; code : uint16[k],
-    written: RC_DONE, RC_BUSY or 0x3d.
+    written: RC_DONE, RC_BUSY or 0x3d. Page i is number ``places[i]`` of an access that goes over bytes ``[start, end)``
+    of all its pages: no other byte is read or written, since a guest may be writing it.
     """
     for i in range(first, last):
         frame = frames[i]
@@ -296,9 +298,11 @@ def host_copy(
             code[i] = RC_BUSY
             continue
         if why == 0 and contents.shape[0] > 0:
+            low = max(start - places[i] * PAGE_SIZE, 0)
+            high = max(min(end - places[i] * PAGE_SIZE, PAGE_SIZE), low)
             if write:
-                contents[frame, :] = buffer[i]
+                contents[frame, low:high] = buffer[i, low:high]
             else:
-                buffer[i, :] = contents[frame]
+                buffer[i, low:high] = contents[frame, low:high]
         let_go(state, frame)
         code[i] = RC_DONE if why == 0 else why

@@ -14,5 +14,8 @@ U64: TypeAlias = NDArray[np.uint64]
 I64: TypeAlias = NDArray[np.int64]
 Flags: TypeAlias = NDArray[np.bool_]
 
+Table: TypeAlias = U32 | tuple[U64, U32]
+"""A page table, flat or below a segment table (:mod:`lazypv_kernels.tables`)."""
+
 Integer: TypeAlias = int | np.integer
 """A whole number, as a Python caller or another kernel gives it."""

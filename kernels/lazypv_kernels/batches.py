@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer
+from lazypv_kernels.arrays import I64, U8, U16, U64, Integer, Table
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import COUNT_BUSY, COUNT_REFUSED
 from lazypv_kernels.native import load_acquire
@@ -24,14 +24,14 @@ TALLY = 3
 WHOLE = 0
 """Nothing is left over: flags, limit or the end of the range ended the run."""
 GATHERED = 1
-"""The last batch is gathered only: it has fewer pages than it may have, or the next frame is of the side table."""
+"""The last batch is gathered only: it has fewer pages than it may have, or something is left to the side table."""
 DESTROYED = 2
 """The last batch is destroyed, but a page of it was busy or refused, or cannot be settled here."""
 
 
 @kernel
 def destroy_batches(
-    contents: U8, state: U8, owner: U16, directory: U64, refused_rc: Integer, host: U8, pte: U32, at: Integer,
+    contents: U8, state: U8, owner: U16, directory: U64, refused_rc: Integer, host: U8, pte: Table, at: Integer,
     end: Integer, limit: Integer, clear_mark: bool, refused_stay: bool, stop: U8, gate: U8, frames: I64, rc: U16,
     counts: I64, tally: I64,
 ) -> tuple[int, Integer, int, Integer]:  # fmt: skip
@@ -39,15 +39,16 @@ def destroy_batches(
 
     stop, gate : uint8[1], not 0: no further batch; frames : int64[batch], rc : uint16[batch], written: the last batch
     and its answers; counts : int64[4], tally : int64[3], added to; refused_stay : a refused page needs nothing more.
-    Returns (WHOLE, GATHERED or DESTROYED; next entry; pages of a batch that is left over, and how many are settled).
+    Returns (WHOLE, GATHERED or DESTROYED; next entry; pages of a batch that is left over, and how many are settled). Of
+    a batch that is gathered only, the last is how many frames behind it have a reference too many, as `gather` says.
     """
     batch = frames.size
     while at < end and tally[PAGES] + batch <= limit:
         if load_acquire(stop, 0) != 0 or load_acquire(gate, 0) != 0:
             break
-        count, at, overflow = gather(pte, at, end, host, batch, frames)
+        count, at, left = gather(pte, at, end, host, batch, frames)
         if count < batch:
-            return (GATHERED if count or overflow else WHOLE), at, count, np.int64(0)
+            return (GATHERED if count or left != 0 else WHOLE), at, count, np.int64(max(left, 0))
         busy, refused = counts[COUNT_BUSY], counts[COUNT_REFUSED]
         destroy_pages(contents, state, owner, directory, refused_rc, frames, 0, count, rc, counts)
         tally[BATCHES] += 1

@@ -26,6 +26,7 @@ ELEMENTS: Final[Mapping[str, type[np.generic]]] = {
     "U64": np.uint64,
     "I64": np.int64,
     "Flags": np.bool_,
+    "Table": np.uint32,
 }
 """Element types by the names that signatures use for arrays (:mod:`lazypv_kernels.arrays`)."""
 

@@ -27,8 +27,11 @@ ARGUMENTS_READ: Final[dict[str, tuple[int, ...]]] = {
     "load_acquire": (0,),
     "stream_copy_page": (2,),
     "bits_equal": (0,),
+    "load_entry": (0,),
+    "maps_eight": (0,),
+    "table_size": (0,),
 }
-"""Intrinsics that only read an array, by name: the positions of such arguments."""
+"""Intrinsics, and accessors of page tables, that only read an array, by name: the positions of such arguments."""
 
 
 def _element(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:

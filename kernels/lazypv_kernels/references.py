@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lazypv_kernels.arrays import I64, U8, U16, U32, Flags, Integer
+from lazypv_kernels.arrays import I64, U8, U16, Flags, Integer, Table
 from lazypv_kernels.claims import EACH, EIGHT, eight_from
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
@@ -33,11 +33,23 @@ from lazypv_kernels.native import (
     swap_word_at,
 )
 from lazypv_kernels.scan import find_free_run
+from lazypv_kernels.tables import (
+    SEGMENT_PAGES,
+    clear_entry,
+    load_entry,
+    map_many,
+    maps_eight,
+    set_if_absent,
+    table_size,
+    unmap_many,
+)
 
 TAKEN = 0
 FREE = 1
 OVERFLOW = 2
 """Answers of :func:`get_reference`."""
+OWED = 3
+"""Of :func:`hold_mapped`: a reference was taken that only the side table can drop again."""
 
 
 @kernel
@@ -60,30 +72,36 @@ def get_reference(host: U8, frame: Integer) -> int:
 
 
 @kernel
-def drop_reference(host: U8, frame: Integer) -> None:
-    """Undo :func:`get_reference`; marks go with the last reference."""
+def drop_reference(host: U8, frame: Integer) -> bool:
+    """Undo :func:`get_reference`; marks go with the last reference.
+
+    False, and nothing done, if the count has gone over to the side table meanwhile: the byte does not say it any more.
+    """
     while True:
         seen = load_acquire(host, frame)
+        if seen & REFERENCES == REFERENCES_OVERFLOW:
+            return False
         after = np.uint8(seen - 1)
         if after & REFERENCES == 0:
             after = np.uint8(0)
         if compare_and_swap(host, frame, seen, np.uint8(after)):
-            return
+            return True
 
 
 @kernel
-def hold_mapped(pte: U32, entry: Integer, host: U8) -> tuple[int, np.int64]:
-    """The frame behind one entry, with one reference more: (TAKEN, FREE or OVERFLOW; frame or -1).
+def hold_mapped(pte: Table, entry: Integer, host: U8) -> tuple[int, np.int64]:
+    """The frame behind one entry, with one reference more: (TAKEN, FREE, OVERFLOW or OWED; frame or -1).
 
     The entry is read again once the reference is there: meanwhile the page may have been unmapped and handed out anew.
     """
-    value = load_acquire(pte, entry) if 0 <= entry < pte.size else np.uint32(NO_FRAME)
+    value = load_entry(pte, entry) if 0 <= entry < table_size(pte) else np.uint32(NO_FRAME)
     if value == NO_FRAME:
         return FREE, np.int64(-1)
     frame = np.int64(value) - 1
     answer = get_reference(host, frame)
-    if answer == TAKEN and load_acquire(pte, entry) != value:
-        drop_reference(host, frame)
+    if answer == TAKEN and load_entry(pte, entry) != value:
+        if not drop_reference(host, frame):
+            return OWED, frame
         return FREE, np.int64(-1)
     return answer, frame
 
@@ -98,63 +116,66 @@ def get_references(host: U8, frames: I64, first: Integer, last: Integer) -> Inte
 
 
 @kernel
-def gather(pte: U32, at: Integer, end: Integer, host: U8, limit: Integer, frames: I64) -> tuple[int, Integer, bool]:
+def gather(pte: Table, at: Integer, end: Integer, host: U8, limit: Integer, frames: I64) -> tuple[int, Integer, int]:
     """Present entries of ``pte[at:end]``, at most `limit`, one reference each.
 
-    pte : uint32[m]; frames : int64[limit], written. Returns (count, next entry, overflow): `overflow` is true when the
-    entry at `next` is present but its frame is left to the side table.
+    pte : uint32[m]; frames : int64[limit], written. Returns (count, next entry, left). Where `left` is -1, the entry at
+    `next` is present but its frame is the side table's; where it is more than 0, that many frames behind `count` have a
+    reference too many, which only the side table can drop.
     """
     count = 0
     entry = np.int64(at) - 1
     while entry + 1 < end:
         entry += 1
         if count == limit:
-            return count, entry, False
-        if count + EIGHT <= limit and entry + EIGHT <= end and hold_eight(pte, entry, host):
-            for k in range(EIGHT):
-                frames[count + k] = np.int64(pte[entry]) - 1 + k
-            count += EIGHT
-            entry += EIGHT - 1
-            continue
+            return count, entry, 0
+        if count + EIGHT <= limit and entry + EIGHT <= end:
+            held = hold_eight(pte, entry, host, frames, count)
+            if held < 0:
+                return count, entry, -held
+            if held > 0:
+                count += held
+                entry += held - 1
+                continue
         answer, frame = hold_mapped(pte, entry, host)
         if answer == OVERFLOW:
-            return count, entry, True
-        if answer == TAKEN:
+            return count, entry, -1
+        if answer != FREE:
             frames[count] = frame
+        if answer == OWED:
+            return count, entry, 1
+        if answer == TAKEN:
             count += 1
-    return count, np.int64(end), False
+    return count, np.int64(end), 0
 
 
 @kernel
-def hold_eight(pte: U32, entry: Integer, host: U8) -> bool:
-    """One more reference on each of eight neighbouring frames behind ``pte[entry:entry+8]``; or false, and on none.
+def hold_eight(pte: Table, entry: Integer, host: U8, frames: I64, at: Integer) -> int:
+    """One more reference on each of eight neighbouring frames behind ``pte[entry:entry+8]``, or on none.
 
-    What :func:`hold_mapped` does eight times, with one locked instruction. False also says that it is left to that.
+    What :func:`hold_mapped` does eight times, with one locked instruction. frames : int64[k], written from `at` on.
+    Returns 8; or 0, none, it is left to :func:`hold_mapped`; or how many frames, below 0, have a reference too many.
     """
-    value = load_acquire(pte, entry)
-    if value == NO_FRAME or not _maps_eight(pte, entry, value):
-        return False
+    value = load_entry(pte, entry)
+    if value == NO_FRAME or not maps_eight(pte, entry, value):
+        return 0
     frame = np.int64(value) - 1
     address = address_of(host, frame)
     if address & np.uint64(EIGHT - 1) != np.uint64(0):
-        return False
+        return 0
     seen = load_word_at(address)
     if not _all_between(seen, 1, REFERENCES_OVERFLOW - 2) or not swap_word_at(address, seen, seen + np.uint64(EACH)):
-        return False
-    if _maps_eight(pte, entry, value):
-        return True
+        return 0
+    if maps_eight(pte, entry, value):
+        for k in range(EIGHT):
+            frames[at + k] = frame + k
+        return EIGHT
+    owed = 0
     for k in range(EIGHT):
-        drop_reference(host, frame + k)
-    return False
-
-
-@kernel
-def _maps_eight(pte: U32, entry: Integer, value: Integer) -> bool:
-    """Whether ``pte[entry:entry+8]`` are `value` and the numbers that follow it, as they are now."""
-    same = load_acquire(pte, entry) == value
-    for k in range(1, EIGHT):
-        same &= load_acquire(pte, entry + k) == np.uint32(value + np.uint32(k))
-    return bool(same)
+        if not drop_reference(host, frame + k):
+            frames[at + owed] = frame + k
+            owed += 1
+    return -owed
 
 
 @kernel
@@ -167,15 +188,18 @@ def _all_between(word: Integer, low: Integer, high: Integer) -> bool:
 
 
 @kernel
-def look_up(pte: U32, pages: I64, host: U8, frames: I64, first: Integer, last: Integer) -> Integer:
+def look_up(pte: Table, pages: I64, host: U8, frames: I64, first: Integer, last: Integer) -> Integer:
     """The frame behind each of ``pages[first:last]``, with one reference more; -1 where there is none.
 
-    frames : int64[k], written. Gives the index where it stopped: `last`, or a frame of the side table.
+    frames : int64[k], written. Gives the index where it stopped: `last`, or a frame of the side table; there stands -1,
+    or below that -2 less the frame that has a reference too many.
     """
     for i in range(first, last):
         answer, frame = hold_mapped(pte, pages[i], host)
         frames[i] = frame if answer == TAKEN else -1
-        if answer == OVERFLOW:
+        if answer == OWED:
+            frames[i] = -2 - frame
+        if answer == OVERFLOW or answer == OWED:
             return i
     return last
 
@@ -363,25 +387,41 @@ def allocate_blocks(host: U8, size: Integer, blocks: I64) -> int:
 
 
 @kernel
-def map_pages(pte: U32, pages: I64, frames: I64, first: Integer, last: Integer, mapped: U8) -> None:
+def map_pages(pte: Table, pages: I64, frames: I64, first: Integer, last: Integer, mapped: U8) -> None:
     """Enter ``frames[first:last]`` at ``pages``; mapped : uint8[k], written: 0 where another thread was first."""
-    for i in range(first, last):
-        mapped[i] = compare_and_swap(pte, pages[i], np.uint32(NO_FRAME), np.uint32(frames[i] + 1))
+    i = np.int64(first)
+    while i < last:
+        many = map_many(pte, pages, frames, i, last)
+        if many > 0:
+            mapped[i : i + many] = 1
+            i += many
+        else:
+            mapped[i] = set_if_absent(pte, pages[i], np.uint32(frames[i] + 1))
+            i += 1
 
 
 @kernel
-def unmap(pte: U32, at: Integer, end: Integer, limit: Integer, frames: I64) -> tuple[int, int]:
+def unmap(pte: Table, at: Integer, end: Integer, limit: Integer, frames: I64) -> tuple[int, int]:
     """Clear present entries of ``pte[at:end]``, at most `limit`; (count, next entry).
 
     frames : int64[limit], written: the frames, whose mapping reference is now the caller's to drop.
     """
     count = 0
-    for entry in range(at, end):
+    entry = np.int64(at)
+    while entry < end:
         if count == limit:
-            return count, entry
-        if pte[entry] != NO_FRAME:
-            value = exchange(pte, entry, np.uint32(NO_FRAME))
+            return count, int(entry)
+        first = unmap_many(pte, entry, end, limit - count)
+        if first >= 0:
+            for k in range(SEGMENT_PAGES):
+                frames[count + k] = first + k
+            count += SEGMENT_PAGES
+            entry += SEGMENT_PAGES
+            continue
+        if load_entry(pte, entry) != NO_FRAME:
+            value = clear_entry(pte, entry)
             if value != NO_FRAME:
                 frames[count] = np.int64(value) - 1
                 count += 1
+        entry += 1
     return count, int(end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lazypv_kernels.access import hash_words
-from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer
+from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer, Table
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
     DON_UV,
@@ -18,6 +18,7 @@ from lazypv_kernels.layout import (
     STATE_MASK,
 )
 from lazypv_kernels.native import BITS, bits_equal, count_bits, lowest_bit
+from lazypv_kernels.tables import load_entry
 
 ALL_BITS = np.uint64(0xFFFFFFFFFFFFFFFF)
 ANY_OWNER = 0xFFFF
@@ -224,11 +225,12 @@ def count_double_owned(
 
 
 @kernel
-def count_references(host: U8, pte: U32, expected: U8, first: Integer, last: Integer) -> int:
+def count_references(host: U8, pte: Table, expected: U8, first: Integer, last: Integer) -> int:
     """Add one to `expected` for each entry of ``pte[first:last]`` that maps a frame. expected : uint8[n]."""
     for entry in range(first, last):
-        if pte[entry] != NO_FRAME:
-            expected[np.int64(pte[entry]) - 1] += 1
+        value = load_entry(pte, entry)
+        if value != NO_FRAME:
+            expected[np.int64(value) - 1] += 1
     return 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer
+from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer, Table
 from lazypv_kernels.ciphers import AEGIS256, clear_scratch, open_page, seal_page, write_nonce
 from lazypv_kernels.claims import BUSY, RECORD_BUSY, claim, claim_record, has_page, publish, publish_record
 from lazypv_kernels.compiled import kernel
@@ -47,6 +47,7 @@ from lazypv_kernels.native import (
     load_acquire,
     stream_zero_page,
 )
+from lazypv_kernels.tables import load_entry, table_size
 from lazypv_kernels.tracking import note_store
 
 DOMAIN_LIVE = 1
@@ -114,7 +115,7 @@ def export_pages(
 @kernel
 def import_pages(
     contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, keys: U8, wide: bool,
-    cipher: Integer, misc: bool, codes: U16, scratch: U8, slot: Integer, pte: U32, image_key: U8, image_tags: U8,
+    cipher: Integer, misc: bool, codes: U16, scratch: U8, slot: Integer, pte: Table, image_key: U8, image_tags: U8,
     image_first: Integer, pages: I64, first: Integer, last: Integer, rc: U16, counts: I64,
 ) -> None:  # fmt: skip
     """CONV_TO_SEC_STOR, or UNPACK_IMG if there are image tags, for guest ``pages[first:last]`` of `slot`.
@@ -127,11 +128,11 @@ def import_pages(
     unpack = image_tags.shape[0] > 0
     for i in range(first, last):
         page = pages[i]
-        if page < 0 or page >= pte.size or not has_page(directory, slot, page):
+        if page < 0 or page >= table_size(pte) or not has_page(directory, slot, page):
             rc[i] = codes[1]
             counts[COUNT_REFUSED] += 1
             continue
-        entry = load_acquire(pte, page)
+        entry = load_entry(pte, page)
         if entry == NO_FRAME:
             rc[i] = codes[0]
             counts[COUNT_REFUSED] += 1
@@ -143,7 +144,7 @@ def import_pages(
             continue
         frame = np.int64(entry) - 1
         seen = claim(state, frame)
-        if seen == BUSY or load_acquire(pte, page) != entry:
+        if seen == BUSY or load_entry(pte, page) != entry:
             if seen != BUSY:
                 publish(state, frame, seen)
             publish_record(directory, slot, page, wide, record)

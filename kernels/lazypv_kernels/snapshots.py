@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from lazypv_kernels.access import entry_of
-from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer
+from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer, Table
 from lazypv_kernels.ciphers import open_page, write_nonce
 from lazypv_kernels.claims import BUSY, RECORD_BUSY, claim, claim_record, publish, publish_record
 from lazypv_kernels.compiled import kernel
@@ -42,7 +42,6 @@ from lazypv_kernels.native import (
     aegis256_decrypt,
     aegis256_encrypt,
     fence,
-    load_acquire,
     load_half_at,
     load_word_at,
     store_half_at,
@@ -50,6 +49,7 @@ from lazypv_kernels.native import (
     stream_zero_page,
 )
 from lazypv_kernels.seal import DOMAIN_LIVE
+from lazypv_kernels.tables import load_entry
 
 DOMAIN_SNAPSHOT = 3
 """Rows of snapshots."""
@@ -138,7 +138,7 @@ def _write_row(out: U8, at: I64, row: Integer, page: Integer, kind: Integer, ver
 
 @kernel
 def _claim_source(
-    state: U8, owner: U16, guest_page: U32, slot: Integer, pte: U32, page: Integer, record: Integer
+    state: U8, owner: U16, guest_page: U32, slot: Integer, pte: Table, page: Integer, record: Integer
 ) -> tuple[Integer, Integer, Integer, Integer]:
     """What backs a page whose record is claimed: (code, frame or -1, the frame's state, kind); the frame is claimed."""
     where = record & np.uint64(RECORD_STATE)
@@ -151,7 +151,7 @@ def _claim_source(
     seen = np.int64(claim(state, frame))
     if seen == BUSY:
         return RC_BUSY, np.int64(-1), NS, KIND_ZERO
-    if load_acquire(pte, page) != entry:
+    if load_entry(pte, page) != entry:
         publish(state, frame, seen)
         return RC_BUSY, np.int64(-1), NS, KIND_ZERO
     ours = owner[frame] == slot and guest_page[frame] == page
@@ -180,7 +180,7 @@ def _open_exported(
 @kernel
 def seal_rows(
     contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, keys: U8, cipher: Integer, slot: Integer,
-    pte: U32, track: U32, now: Integer, aside: U8, aside_kind: U8, aside_of: U32, key: U8, ad: U64, version: Integer,
+    pte: Table, track: U32, now: Integer, aside: U8, aside_kind: U8, aside_of: U32, key: U8, ad: U64, version: Integer,
     pages: I64, out: U8, at: I64, scratch: U8, code: U16,
 ) -> int:  # fmt: skip
     """Seal guest `pages` of `slot` as the rows of one batch; how many are left, busy. cipher : of exported pages.
@@ -330,7 +330,7 @@ def open_rows(batch: U8, at: I64, first: Integer, last: Integer, key: U8, ad: U6
 
 @kernel
 def restore_rows(
-    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, slot: Integer, pte: U32, batch: U8, at: I64,
+    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, slot: Integer, pte: Table, batch: U8, at: I64,
     rows: I64, key: U8, ad: U64, scratch: U8, rc: U16,
 ) -> int:  # fmt: skip
     """Verify `rows` of a private copy of a batch and make them pages of the guest in `slot`: all of them, or none.
@@ -357,7 +357,7 @@ def restore_rows(
             break
         frame = np.int64(entry) - 1
         seen = np.int64(claim(state, frame)) if record & np.uint64(RECORD_STATE) == np.uint64(RECORD_NEVER) else -1
-        if seen != NS or load_acquire(pte, page) != entry:
+        if seen != NS or load_entry(pte, page) != entry:
             if seen >= 0 and seen != BUSY:
                 publish(state, frame, seen)
             publish_record(directory, slot, page, True, record)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer
+from lazypv_kernels.arrays import I64, U8, U16, U32, U64, Integer, Table
 from lazypv_kernels.claims import BUSY, RECORD_BUSY, claim, claim_record, publish, publish_record
 from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import (
@@ -30,6 +30,7 @@ from lazypv_kernels.layout import (
     TRACK_SHIFT,
 )
 from lazypv_kernels.native import fence, load_acquire, load_half_at, store_half_at, store_release
+from lazypv_kernels.tables import load_entry
 
 RC_COPIED = 0x0002
 """The page was copied aside."""
@@ -90,7 +91,7 @@ def choose_pages(track: U32, records: U64, since: Integer, now: Integer, pages: 
 
 @kernel
 def copy_aside(
-    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, slot: Integer, pte: U32, track: U32,
+    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, slot: Integer, pte: Table, track: U32,
     now: Integer, pages: I64, rows: I64, aside: U8, aside_kind: U8, aside_of: U32, code: U16,
 ) -> int:  # fmt: skip
     """Copy-on-write: keep `pages`, which the guest is about to change, as they are; how many were copied.
@@ -108,7 +109,7 @@ def copy_aside(
         if record == np.uint64(RECORD_BUSY):
             code[i] = RC_BUSY
             continue
-        entry = load_acquire(pte, page)
+        entry = load_entry(pte, page)
         if record & np.uint64(RECORD_STATE) != np.uint64(RECORD_IN) or entry == NO_FRAME:
             publish_record(directory, slot, page, True, record)
             continue

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 
 from lazypv.errors import ModelError, SizeError, UsageError
 from lazypv_bench import harness
-from lazypv_bench.harness import Settings, Work, benchmark, measure, phases, seconds_of, select
+from lazypv_bench.harness import DEFAULT_SIZE, Settings, Work, benchmark, measure, phases, seconds_of, select
 
 from .fakes import Clock, fake_benchmark, silent
 
@@ -162,6 +163,18 @@ def test_a_bar_is_met_from_the_right_side(better, bar, met):
     """The subject takes twice as long as the limit."""
     result = measure(fake_benchmark([[2, 2], [1, 1]], better=better, bar=bar), None, 1, silent)
     assert result.met is met
+
+
+@pytest.mark.parametrize(("value", "better", "met"), [(12, "lower", True), (13, "lower", False), (13, "higher", True)])
+def test_a_bar_of_a_value_is_one_at_the_full_size(value, better, met):
+    """Issue 4: 12 GiB for a machine of 4 TiB; what a smaller one takes says nothing of that."""
+    declared = {"better": better, "bar": 12, "unit": "GiB", "bar_of": "value", "share": 0.5}
+    fakes = [fake_benchmark([[2, 2], [1, 1]], value=lambda: value, **declared) for _ in range(2)]
+    full = measure(fakes[0], SimpleNamespace(size=DEFAULT_SIZE // 2), 1, silent)
+    assert (full.met, full.bar_text) == (met, f"{'≥' if better == 'higher' else '≤'} 12 GiB")
+    assert full.bar_ratio == 12 * full.ratio / value
+    small = measure(fakes[1], SimpleNamespace(size=DEFAULT_SIZE // 4), 1, silent)
+    assert (small.met, small.bar, small.bar_text, small.bar_ratio) == (None, None, "", None)
 
 
 @pytest.mark.parametrize(("unit", "value"), [("GB/s", 1000 / 2 / 1e9), ("ms", 2000.0)])

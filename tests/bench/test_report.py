@@ -47,6 +47,7 @@ def test_json_is_one_object_with_schema_machine_and_results():
         "unit": "GB/s",
         "value": 12.5,
         "rivals": {"python loop": 3.0},
+        "bar_of": "ratio",
     }
     assert document["results"][1]["bar"] is None
 

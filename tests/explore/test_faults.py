@@ -143,7 +143,7 @@ def test_a_page_that_could_not_be_exported_is_in_the_books():
     """Until its configuration is gone it is secure, and afterwards nobody's."""
     world = scenario("shutdown-with-the-parameter-off").build(Series(), 2)
     vm = world.vms[0]
-    frame = int(vm.gmap.pte[0]) - 1
+    frame = vm.gmap.pte.entry(0) - 1
     text = world.host.pages.export_and_put(np.array([frame]))
     step = text.send(None)
     refused = dict(faults_for(world.machine.ultravisor)(step))["refused"]

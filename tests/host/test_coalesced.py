@@ -122,7 +122,7 @@ def nothing(_world):
 def holes(world):
     """Every third page is unmapped, and every fifth is clean already."""
     frames = world.frames(world.all_pages()[::3])
-    world.vm.gmap.pte[::3] = 0
+    world.vm.gmap.pte.arrays[::3] = 0
     world.machine.ultravisor.destroy_pages(frames)
     world.machine.ultravisor.destroy_pages(world.frames(np.arange(1, GUEST_PAGES, 15)))
 

@@ -205,7 +205,7 @@ def test_the_accounts_of_a_reboot_balance(world):
 def test_the_walk_spares_everything_else_that_the_process_has(world):
     """Design: private, file and special pages are in the way of the walk; destroying them is a no-op."""
     others = [vma for vma in world.process.mm.vmas if vma not in world.vm.slots]
-    frames = np.concatenate([vma.pte.astype(np.int64) - 1 for vma in others])
+    frames = np.concatenate([vma.pte.frames() for vma in others])
     content = np.random.default_rng(1).integers(0, 255, (frames.size, 4096), dtype=np.uint8)
     world.machine.copy_pages(frames, content, write=True)
     references = [world.machine.frames.reference_count(int(frame)) for frame in frames]

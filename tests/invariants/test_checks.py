@@ -192,7 +192,7 @@ def test_5_a_page_of_a_file_that_no_cache_holds(guest):
 
 def test_5_a_private_page_that_a_cache_holds(guest):
     process = guest.kernel_vm.process
-    private = int(process.mm.vmas[0].pte[0]) - 1
+    private = process.mm.vmas[0].pte.entry(0) - 1
     process.cached = np.append(process.cached, private)
     assert 5 in numbers(guest)
 

@@ -172,9 +172,11 @@ def test_the_host_copies_what_it_may_touch(seed, size, write, contents):
     buffer = rng.integers(0, 256, (frames.size, 4096)).astype(np.uint8)
     page_bytes = random_words(rng, size if contents else 0).view(np.uint8)
     code, _ = codes_and_counts(frames.size)
-    _, (*_, copied, _, _, _, code) = agree(
-        access.host_copy, twins.host_copy, page_bytes, *some_frames(rng, size), frames, buffer, write, 0, frames.size,
-        code,
+    places = rng.permutation(frames.size)
+    start, end = sorted(rng.integers(0, frames.size * 4096 + 1, 2).tolist()) if seed else (0, frames.size * 4096)
+    _, (*_, copied, _, _, _, _, _, _, code) = agree(
+        access.host_copy, twins.host_copy, page_bytes, *some_frames(rng, size), frames, buffer, write, places, start,
+        end, 0, frames.size, code,
     )  # fmt: skip
     untouched = np.flatnonzero(code != RC_DONE)
     np.testing.assert_array_equal(copied[untouched], buffer[untouched])

@@ -54,7 +54,7 @@ def test_what_goes_out_comes_in_again_under_either_cipher(name):
     vm = host.create_vm("8MiB", vcpus=1)
     vm.protect()
     vm.populate()
-    frames = vm.kernel_vm.gmap.pte.astype(np.int64) - 1
+    frames = vm.kernel_vm.gmap.pte.frames()
     contents = vault.firmware_of(machine.ultravisor).storage.contents
     plain = contents[frames].copy()
     assert machine.ultravisor.export_pages(frames).done == frames.size

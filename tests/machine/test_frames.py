@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from lazypv.errors import FrameError, ModelError
-from lazypv.machine import HostFrames
+from lazypv.hardware import Machine
+from lazypv.machine import HostFrames, PageTable
+from lazypv_kernels import batches, references
 from lazypv_kernels.layout import MARK_SECURE, MARK_WRITEBACK, PTE_DTYPE, RC_DONE, RC_DTYPE
 
 
@@ -109,7 +111,7 @@ def test_gathering_and_looking_up_work_for_frames_in_the_side_table(books):
     """Patch 05: one extra reference each, in order of the table, at most the limit."""
     frames = books.allocate(6)
     books.get(np.repeat(frames[1:3], 80))
-    pte = np.array([0, 1, 2, 0, 3, 2, 40], PTE_DTYPE)
+    pte = PageTable(np.array([0, 1, 2, 0, 3, 2, 40], PTE_DTYPE), 0, 7)
     gathered, at = books.gather(pte, 0, 7, 4)
     assert (gathered.tolist(), at) == ([0, 1, 2, 1], 6)
     gathered, at = books.gather(pte, at, 7, 4)
@@ -206,6 +208,87 @@ def test_four_threads_lose_no_reference_at_the_border_of_the_side_table(books, q
     in_threads(take_and_drop, take_and_drop, take_and_drop, mark)
     assert books.reference_count(0) == 60
     assert int(books.byte[0]) == 60
+
+
+@pytest.fixture
+def unmapped_meanwhile(monkeypatch, books):
+    """Kernels of the page table in Python; between a reference and the second look at the entry, `meanwhile` runs."""
+
+    def make(table, meanwhile):
+        looks = []
+
+        def look(page, what):
+            looks.append(what)
+            if looks.count(what) == 2 and table.arrays[page]:
+                meanwhile(page)
+
+        def load_entry(pte, page):
+            look(page, page)
+            return pte[page]
+
+        def maps_eight(pte, page, _value):
+            look(page, "eight")
+            return bool((np.diff(pte[page : page + 8].astype(np.int64)) == 1).all())
+
+        def word_at(frame):
+            return books.byte[int(frame) : int(frame) + 8].view(np.uint64)
+
+        def swap_word_at(frame, seen, after):
+            word_at(frame)[0] = after
+            return True
+
+        for name in ("hold_mapped", "hold_eight", "gather", "look_up"):
+            monkeypatch.setattr(references, name, getattr(references, name).py_func)
+        monkeypatch.setattr(references, "load_entry", load_entry)
+        monkeypatch.setattr(references, "maps_eight", maps_eight)
+        monkeypatch.setattr(references, "table_size", lambda pte: pte.size)
+        monkeypatch.setattr(references, "address_of", lambda _array, frame: np.uint64(frame))
+        monkeypatch.setattr(references, "load_word_at", lambda frame: word_at(frame)[0])
+        monkeypatch.setattr(references, "swap_word_at", swap_word_at)
+        return table
+
+    return make
+
+
+@pytest.mark.parametrize("pages", [1, 8])
+@pytest.mark.parametrize("how", ["gather", "look up"])
+def test_a_reference_that_is_taken_back_is_found_in_the_side_table_too(books, unmapped_meanwhile, pages, how):
+    """Invariant 25: it was taken from a count in the byte, which has overflowed before the entry is read again."""
+    frames = books.allocate(16)
+    table = PageTable((frames + 1).astype(PTE_DTYPE), 0, 16)
+
+    def meanwhile(page):
+        some = np.arange(page, page + pages)
+        books.get(np.repeat(frames[some], 100))
+        table.arrays[some] = 0
+
+    unmapped_meanwhile(table, meanwhile)
+    if how == "gather":
+        found, at = books.gather(table, 0, pages, 16)
+        assert (found.tolist(), at) == ([], pages)
+    else:
+        assert books.look_up(table, np.arange(1)).tolist() == [-1]
+    expected = pages if how == "gather" else 1
+    assert [books.reference_count(frame) for frame in range(expected)] == [101] * expected
+    assert [books.reference_count(frame) for frame in range(8, 16)] == [1] * 8
+
+
+def test_a_walk_in_one_piece_has_references_taken_back_too(monkeypatch):
+    """As the kernel says it: frames behind those that it has gathered have a reference too many."""
+    machine = Machine("2MiB", uv_base_pages=1, contents=False)
+    frames = machine.frames.allocate(4)
+    machine.frames.get(np.repeat(frames, 100))
+
+    def kernel(*arguments):
+        arguments[14][:3] = frames[:3]
+        return batches.GATHERED, 5, 1, 2
+
+    monkeypatch.setattr(batches, "destroy_batches", kernel)
+    table, flag = machine.frames.page_table(8).window(2, 8), np.zeros(1, np.uint8)
+    run = machine.destroy_batches(table, 0, 6, 4, 99, clear_mark=True, refused_stay=True, stop=flag, gate=flag.copy())
+    assert (run.frames.tolist(), run.at, run.answer, run.settled) == ([frames[0]], 3, None, 0)
+    assert [machine.frames.reference_count(int(frame)) for frame in frames] == [101, 100, 100, 101]
+    machine.close()
 
 
 def test_no_frame_is_allocated_to_two_threads(quick_switches):

@@ -11,6 +11,7 @@ import pytest
 from lazypv.errors import MemoryShortageError, ProgramInterruption, SizeError
 from lazypv.hardware import Machine
 from lazypv.machine import storage
+from lazypv_kernels import access
 
 PAGE_SIZE = 4096
 
@@ -31,6 +32,24 @@ def test_somebodys_memory_is_used_in_place():
     assert machine.load(PAGE_SIZE, 5) == b"hello"
     machine.store(2 * PAGE_SIZE - 2, b"across")
     assert memory[2 * PAGE_SIZE - 2 : 2 * PAGE_SIZE + 4] == b"across"
+
+
+def test_a_store_leaves_the_bytes_beside_it_to_whoever_writes_them(monkeypatch):
+    """A guest writes to a shared page between the host's look at it and its store: both are there afterwards."""
+    machine = Machine("1MiB", uv_base_pages=1)
+    copy, beside = access.host_copy, [lambda: machine.store(3 * PAGE_SIZE - 20, b"guest"), lambda: None]
+
+    def with_a_guest(*arguments):
+        copy(*arguments)
+        if beside:
+            beside.pop(0)()
+
+    monkeypatch.setattr(access, "host_copy", with_a_guest)
+    machine.store(2 * PAGE_SIZE - 2, b"x" * (PAGE_SIZE - 20) + b"yy")
+    assert machine.load(3 * PAGE_SIZE - 23, 3) == b"xyy"
+    assert machine.load(3 * PAGE_SIZE - 20, 5) == b"guest"
+    assert machine.load(2 * PAGE_SIZE - 3, 4) == b"\0xxx"
+    machine.close()
 
 
 def test_a_shared_file_is_used_in_place(tmp_path):
@@ -137,9 +156,9 @@ def test_a_machine_without_contents_has_states_and_no_bytes():
     """Metadata only: for sizes beyond the computer's memory; an access to bytes is an addressing exception."""
     machine = Machine("1TiB", contents=False)
     assert (machine.size, machine.pages, machine.has_contents) == (1 << 40, 1 << 28, False)
-    for access in (lambda: machine.load(0, 1), lambda: machine.store(0, b"x")):
+    for touch in (lambda: machine.load(0, 1), lambda: machine.store(0, b"x")):
         with pytest.raises(ProgramInterruption, match="0x05"):
-            access()
+            touch()
     frames = np.array([1, machine.pages - 1])
     buffer = np.full((2, PAGE_SIZE), 7, np.uint8)
     assert machine.copy_pages(frames, buffer, write=False).tolist() == [1, 0x3D]

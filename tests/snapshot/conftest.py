@@ -46,7 +46,7 @@ def running_guest(host, pages=PAGES, seed=0, vcpus=2):
     written = np.flatnonzero(rng.random(pages) < 0.66)
     vm.write_pages(written, rng.integers(0, 256, (written.size, 4096)).astype(np.uint8))
     vm.share(np.array([pages - 7, pages - 3]))
-    frames = vm.kernel_vm.gmap.pte[written[20:30]].astype(np.int64) - 1
+    frames = vm.kernel_vm.gmap.pte.frames()[written[20:30]]
     host.machine.frames.get(frames)
     host.clock.run(vm.kernel_vm.host.pages.export_owned(frames), "export")
     host.machine.frames.put(frames)
@@ -63,7 +63,7 @@ def memory_of(vm):
     """What the guest's memory holds, read behind everybody's back: uint8[pages, 4096]; exported pages come in first."""
     vm.page_hashes()
     firmware = vault.firmware_of(vm.host.machine.ultravisor)
-    return firmware.storage.contents[vm.kernel_vm.gmap.pte.astype(np.int64) - 1].copy()
+    return firmware.storage.contents[vm.kernel_vm.gmap.pte.frames()].copy()
 
 
 def change(vm, pages, seed=5):

@@ -88,7 +88,7 @@ def main(folder):
     vm.share(np.array([500]))
 
     def export(guest):
-        frames = guest.kernel_vm.gmap.pte[:40].astype(np.int64) - 1
+        frames = guest.kernel_vm.gmap.pte.frames()[:40]
         frames = frames[frames >= 0]
         host.machine.frames.get(frames)
         host.clock.run(guest.kernel_vm.host.pages.export_owned(frames), "export")

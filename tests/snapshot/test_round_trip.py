@@ -58,7 +58,7 @@ def test_shared_and_secure_pages_come_back_as_what_they_were(host, vm, key, tmp_
     vm.snapshot(tmp_path / "a.arrow", key=key)
     other = host.restore(tmp_path / "a.arrow", key=key)
     firmware = vault.firmware_of(host.machine.ultravisor)
-    states = firmware.state[other.kernel_vm.gmap.pte[[PAGES - 7, PAGES - 3, 0]].astype(np.int64) - 1]
+    states = firmware.state[other.kernel_vm.gmap.pte.frames()[[PAGES - 7, PAGES - 3, 0]]]
     assert states.tolist() == [SHR, SHR, SEC]
     assert host.machine.load(other.frame_of(PAGES - 7) * 4096, 8) == b"  DERAHS"
     with pytest.raises(lazypv.ProgramInterruption):
@@ -69,9 +69,9 @@ def test_shared_and_secure_pages_come_back_as_what_they_were(host, vm, key, tmp_
 def test_a_page_that_the_guest_never_had_is_not_brought_in(host, vm, key, tmp_path):
     """Zero where the host may see that anyway: no frame is spent on it."""
     vm.snapshot(tmp_path / "a.arrow", key=key)
-    had = np.count_nonzero(vm.kernel_vm.gmap.pte)
+    had = vm.kernel_vm.gmap.pte.count()
     other = host.restore(tmp_path / "a.arrow", key=key)
-    assert np.count_nonzero(other.kernel_vm.gmap.pte) == had < PAGES
+    assert other.kernel_vm.gmap.pte.count() == had < PAGES
     end(host, vm, other)
 
 

@@ -19,6 +19,7 @@ from lazypv.explore.switches import Switches
 from lazypv.explore.world import Shape
 from lazypv.host.secure_pages import FREEZE_FAILED
 from lazypv.invariants import Violation
+from lazypv.machine import PageTable
 from lazypv.steps import Bulk, Call, Lock, Spawn, Touch, Wait
 from lazypv.trace import check as checking
 from lazypv.trace.check import check
@@ -309,7 +310,7 @@ class References:
 class Reimported(Pages):
     """A guest imports page 1 anew while the old run's pages are destroyed, one reference held for that on page 1."""
 
-    vms = (SimpleNamespace(guest_pages=3, gmap=SimpleNamespace(pte=np.arange(1, 4, dtype=np.uint32))),)
+    vms = (SimpleNamespace(guest_pages=3, gmap=SimpleNamespace(pte=PageTable(np.arange(1, 4, dtype=np.uint32), 0, 3))),)
 
     def restore(self):
         super().restore()

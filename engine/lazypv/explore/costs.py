@@ -113,7 +113,7 @@ class _Run:
 
     def frames(self) -> NDArray[np.int64]:
         """Frames behind all guest pages."""
-        return self.vm.gmap.pte.astype(np.int64) - 1
+        return self.vm.gmap.pte.frames()
 
     def exported(self) -> int:
         """Exports issued so far."""

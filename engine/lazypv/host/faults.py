@@ -26,7 +26,6 @@ from lazypv.ultravisor.interface import (
     PGM_SECURE_STORAGE_ACCESS,
     PGM_SECURE_STORAGE_VIOLATION,
 )
-from lazypv_kernels import references
 from lazypv_kernels.layout import RC_BUSY, RC_DONE
 
 if TYPE_CHECKING:
@@ -77,10 +76,9 @@ async def page_fault(vm: Vm, pages: Pages) -> None:
         code = await kernel.clear_fresh(frames)
         if np.any(code != RC_DONE):
             await _secure_page_from_the_allocator(vm, frames[code != RC_DONE])
-        mapped = np.empty(pages.size, np.uint8)
-        references.map_pages(vm.gmap.pte, pages, frames, 0, pages.size, mapped)
+        mapped = vm.gmap.pte.map(pages, frames)
         if not mapped.all():
-            kernel.frames.put(frames[mapped == 0])
+            kernel.frames.put(frames[~mapped])
 
 
 async def _secure_page_from_the_allocator(vm: Vm, frames: NDArray[np.int64]) -> None:

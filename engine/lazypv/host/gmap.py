@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lazypv.hardware import Machine
     from lazypv.host.ledger import Ledger
     from lazypv.host.mm import Mm
+    from lazypv.machine import PageTable
     from lazypv.series import Series
 
 CRST_ALLOC_PAGES: Final = 4
@@ -58,8 +59,8 @@ class Gmap:
 
     Attributes
     ----------
-    pte : uint32[m]
-        Frame + 1 for each guest page, 0 where nothing is mapped; the address space's ranges are windows of it.
+    pte : PageTable
+        What is mapped at each guest page; the address space's ranges are windows of it.
     base : int
         Page of the address space at which guest page 0 would lie.
     table : CrstTable
@@ -79,7 +80,7 @@ class Gmap:
         machine: Machine,
         series: Series,
         mm: Mm,
-        pte: NDArray[np.uint32],
+        pte: PageTable,
         base: int,
         table: CrstTable,
         asce_type: int,

@@ -145,7 +145,7 @@ async def _create_configuration(vm: Vm) -> Result:
     answer = await uv_call(
         "CREATE_SEC_CONF",
         lambda: host.machine.ultravisor.create_sec_conf(
-            np.concatenate([base, variable]), vm.guest_pages, gmap.asce, gmap.table.frames, gmap.pte
+            np.concatenate([base, variable]), vm.guest_pages, gmap.asce, gmap.table.frames, gmap.pte.arrays
         ),
         vm,
     )

@@ -15,14 +15,12 @@ import numpy as np
 from lazypv.errors import LifetimeError
 from lazypv.host.set_aside import SetAsideList
 from lazypv.steps import Call, Lock, Touch
-from lazypv_kernels import references
-from lazypv_kernels.layout import NO_FRAME, PTE_DTYPE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lazypv.host.gmap import Gmap
-    from lazypv.machine import HostFrames
+    from lazypv.machine import HostFrames, PageTable
 
 
 MM_USERS: Final = "mm_users"
@@ -51,12 +49,12 @@ class Vma:
     ----------
     start : int
         First page of the range in the address space.
-    pte : uint32[n]
-        Frame + 1 for each page, 0 where nothing is mapped.
+    pte : PageTable
+        What is mapped at each page of the range.
     """
 
     start: int
-    pte: NDArray[np.uint32]
+    pte: PageTable
     backing: Backing
 
     def __post_init__(self) -> None:
@@ -130,9 +128,9 @@ class Mm:
     def map(self, pages: int, backing: Backing) -> Vma:
         """A new range behind all others, with nothing in it yet."""
         start = self.vmas[-1].end if self.vmas else 0
-        return self.map_table(np.zeros(pages, PTE_DTYPE), start, backing)
+        return self.map_table(self.frames.page_table(pages), start, backing)
 
-    def map_table(self, pte: NDArray[np.uint32], start: int, backing: Backing) -> Vma:
+    def map_table(self, pte: PageTable, start: int, backing: Backing) -> Vma:
         """A range whose page table somebody else holds too, as the guest's does."""
         vma = Vma(start, pte, backing)
         self.vmas.append(vma)
@@ -222,10 +220,8 @@ class Mm:
 
     def unmap(self, vma: Vma, at: int, end: int, limit: int) -> tuple[NDArray[np.int64], int]:
         """Clear entries of ``[at, end)`` of `vma`, at most `limit`; their frames' references are the caller's."""
-        frames = np.empty(min(limit, end - at), np.int64)
-        count, at = references.unmap(vma.pte, at, end, frames.size, frames)
-        return frames[:count], int(at)
+        return vma.pte.unmap(at, end, limit)
 
     def mapped(self, vma: Vma) -> int:
         """Pages that are mapped in `vma`."""
-        return int(np.count_nonzero(vma.pte != NO_FRAME))
+        return vma.pte.count()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from lazypv.hardware import Machine
     from lazypv.host.gmap import Gmap
+    from lazypv.machine import PageTable
     from lazypv.series import Series
 
     Frames = NDArray[np.int64]
@@ -62,7 +63,7 @@ class SecurePages:
 
     def destroy_batches(
         self,
-        pte: NDArray[np.uint32],
+        pte: PageTable,
         at: int,
         end: int,
         batch: int,
@@ -217,7 +218,7 @@ class SecurePages:
                 return self._freeze_and_call(gmap, part, call, first)
 
             answer = await self._until_answered(
-                "make secure", secure, pages, frame_of=lambda page: int(gmap.pte[page]) - 1
+                "make secure", secure, pages, frame_of=lambda page: gmap.pte.entry(page) - 1
             )
         return answer.rc
 
@@ -265,10 +266,10 @@ class SecurePages:
         Also when it is mapped elsewhere meanwhile.
         """
         page = int(pages[0])
-        entry = int(gmap.pte[page])
+        entry = gmap.pte.entry(page)
 
         def settled() -> bool:
-            now = int(gmap.pte[page])
+            now = gmap.pte.entry(page)
             return now != entry or now == NO_FRAME or self.frames.byte[now - 1] & _NOT_THE_MARK == 1
 
         await Wait(settled, "an unexpected page reference, or writeback, to go")

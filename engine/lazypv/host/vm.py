@@ -13,7 +13,6 @@ from lazypv.host.exit import mmput
 from lazypv.host.gmap import ASCE_TYPE_REGION3, ASCE_TYPE_SEGMENT, CRST_ALLOC_PAGES, CrstTable, Gmap
 from lazypv.host.kvm import Kvm, Result, close_vm
 from lazypv.host.mm import Backing, Mm, Vma
-from lazypv_kernels.layout import PTE_DTYPE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,7 +56,7 @@ class Process:
         frames = self.host.machine.frames.allocate(pages)
         if frames is None:
             raise MemoryShortageError(f"the machine has no {pages} free frames for the {backing.value}")
-        self.mm.map(pages, backing).pte[:] = (frames + 1).astype(PTE_DTYPE)
+        self.mm.map(pages, backing).pte.map(np.arange(pages), frames)
         if not backing.cache_references:
             return np.empty(0, np.int64)
         self.host.machine.frames.get(frames)
@@ -116,9 +115,10 @@ class Vm:
         frames = host.machine.frames.allocate_run(CRST_ALLOC_PAGES, CRST_ALLOC_PAGES)
         if frames is None:
             raise MemoryShortageError("the machine has no free frames for the guest's top table")
-        pte: NDArray[np.uint32] = np.zeros(self.guest_pages, PTE_DTYPE)
+        pte = host.machine.frames.page_table(self.guest_pages)
         self.slots: list[Vma] = [
-            self.mm.map_table(pte[slot.start : slot.stop], self.base + slot.start, Backing.GUEST) for slot in slots
+            self.mm.map_table(pte.window(slot.start, slot.stop), self.base + slot.start, Backing.GUEST)
+            for slot in slots
         ]
         self._backed = slots
         small = self.guest_pages <= host.sync_below_pages
@@ -158,4 +158,4 @@ class Vm:
     def cpu(self, number: int) -> GuestCpu:
         """What SIE is entered with for vCPU `number` now."""
         vcpu = self.kvm.vcpus[number]
-        return GuestCpu(self.gmap.guest_handle, vcpu.handle, self.gmap.asce, self.gmap.pte)
+        return GuestCpu(self.gmap.guest_handle, vcpu.handle, self.gmap.asce, self.gmap.pte.arrays)

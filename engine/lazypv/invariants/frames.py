@@ -110,7 +110,8 @@ def _expected_references(host: Host) -> NDArray[np.uint8]:
     mms = {id(process.mm): process.mm for process in host.processes}
     for mm in mms.values():
         for vma in mm.vmas:
-            scan.count_references(machine.frames.byte, vma.pte, expected, 0, vma.pte.size)
+            first, last = vma.pte.first, vma.pte.first + vma.pte.size
+            scan.count_references(machine.frames.byte, vma.pte.arrays, expected, first, last)
         for node in mm.set_aside.nodes:
             hold(node.frames)
             hold(node.page)

@@ -13,7 +13,6 @@ from lazypv.host.gmap import ASCE_ORIGIN
 from lazypv.host.loose_ends import loose_ends
 from lazypv.invariants.violation import Violation
 from lazypv.ultravisor import vault
-from lazypv_kernels.layout import NO_FRAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,12 +43,12 @@ def check_structures(host: Host, *, drained: bool) -> list[Violation]:
 def _mappings(process: Process) -> Iterator[Violation]:
     """Page cache and drivers hold the pages of files and special mappings, and no others: what a freeze expects."""
     for vma in process.mm.vmas if process.tasks else ():
-        frames = vma.pte[vma.pte != NO_FRAME].astype(np.int64) - 1
-        held = int(np.count_nonzero(np.isin(frames, process.cached)))
-        if held != vma.backing.cache_references * frames.size:
-            yield Violation(
-                5, f"{held} of {frames.size} mapped pages are held beside their mapping: {vma.backing.value}"
-            )
+        held = mapped = 0
+        for frames in vma.pte.mapped_frames():
+            mapped += frames.size
+            held += int(np.count_nonzero(np.isin(frames, process.cached)))
+        if held != vma.backing.cache_references * mapped:
+            yield Violation(5, f"{held} of {mapped} mapped pages are held beside their mapping: {vma.backing.value}")
 
 
 def _address_space(host: Host, mm: Mm) -> Iterator[Violation]:
@@ -79,7 +78,7 @@ def _address_space(host: Host, mm: Mm) -> Iterator[Violation]:
 def mapped_and_owned(host: Host, mm: Mm) -> int:
     """Pages that are mapped in `mm` and belong to a configuration."""
     owner = vault.firmware_of(host.machine.ultravisor).owner
-    return sum(int(np.count_nonzero(owner[vma.pte[vma.pte != NO_FRAME].astype(np.int64) - 1])) for vma in mm.vmas)
+    return sum(int(np.count_nonzero(owner[frames])) for vma in mm.vmas for frames in vma.pte.mapped_frames())
 
 
 def _vm(vm: Vm) -> Iterator[Violation]:

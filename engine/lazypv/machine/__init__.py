@@ -4,6 +4,7 @@ It knows bytes, frames, references and marks. It does not know who may see a fra
 """
 
 from lazypv.machine.frames import HostFrames
+from lazypv.machine.page_table import PageTable
 from lazypv.machine.storage import AbsoluteStorage
 
-__all__ = ["AbsoluteStorage", "HostFrames"]
+__all__ = ["AbsoluteStorage", "HostFrames", "PageTable"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lazypv.errors import FrameError, LifetimeError
+from lazypv.machine.page_table import PageTable
 from lazypv_kernels import references
 from lazypv_kernels.layout import (
     FRAME_DTYPE,
@@ -19,6 +20,7 @@ from lazypv_kernels.layout import (
     MARK_SECURE,
     MARK_WRITEBACK,
     MARKS,
+    NO_FRAME,
     RC_DONE,
     RC_DTYPE,
     REFERENCES,
@@ -40,9 +42,12 @@ class HostFrames:
     ----------
     byte : uint8[n]
         Two mark bits and six bits of references; zero is a free frame.
+    segmented : bool
+        Page tables that map these frames lie below segment tables.
     """
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, pages: int, *, segmented: bool = False) -> None:
+        self.segmented = segmented
         self.byte: NDArray[np.uint8] = np.zeros(pages, HOST_DTYPE)
         self._many: dict[int, int] = {}
         self._many_lock = threading.Lock()
@@ -50,6 +55,10 @@ class HostFrames:
 
     def __len__(self) -> int:
         return self.byte.size
+
+    def page_table(self, pages: int) -> PageTable:
+        """A page table for `pages`, none of them mapped."""
+        return PageTable.of(pages, segmented=self.segmented)
 
     def free(self) -> int:
         """Frames that nobody holds."""
@@ -94,13 +103,16 @@ class HostFrames:
                 raise LifetimeError(25, f"frame {frames[at]}: nobody holds it, so nobody can pass a reference on")
             at += 1
 
-    def look_up(self, pte: NDArray[np.uint32], pages: NDArray[np.int64]) -> Frames:
+    def look_up(self, pte: PageTable, pages: NDArray[np.int64]) -> Frames:
         """The frame behind each of `pages`, with one reference more; -1 where nothing is mapped."""
         frames = np.empty(pages.size, FRAME_DTYPE)
         at = 0
-        while (at := int(references.look_up(pte, pages, self.byte, frames, at, pages.size))) < pages.size:
-            frame = int(pte[pages[at]]) - 1
-            frames[at] = frame if frame >= 0 and self._get_many(frame) else -1
+        places = pages + pte.first if pte.first else pages
+        while (at := int(references.look_up(pte.arrays, places, self.byte, frames, at, pages.size))) < pages.size:
+            if frames[at] < -1:
+                self.put(np.array([-2 - frames[at]]))
+                continue
+            frames[at] = self._hold_mapped(pte, int(pages[at]))
             at += 1
         return frames
 
@@ -126,21 +138,24 @@ class HostFrames:
                 at += 1
         return freed
 
-    def gather(
-        self, pte: NDArray[np.uint32], at: int, end: int, limit: int, frames: Frames | None = None
-    ) -> tuple[Frames, int]:
+    def gather(self, pte: PageTable, at: int, end: int, limit: int, frames: Frames | None = None) -> tuple[Frames, int]:
         """Frames mapped by ``pte[at:end]``, at most `limit`, one reference each; and the next entry."""
         if frames is None:
             frames = np.empty(limit, FRAME_DTYPE)
-        count, stopped, overflow = references.gather(pte, at, end, self.byte, limit, frames)
-        while overflow:
-            frame = int(pte[stopped]) - 1
-            if frame >= 0 and self._get_many(frame):
-                frames[count] = frame
-                count += 1
-            more, stopped, overflow = references.gather(pte, stopped + 1, end, self.byte, limit - count, frames[count:])
+        last = end + pte.first
+        count, stopped, left = references.gather(pte.arrays, at + pte.first, last, self.byte, limit, frames)
+        while left:
+            if left > 0:
+                self.put(frames[count : count + left])
+            else:
+                frame = self._hold_mapped(pte, int(stopped) - pte.first)
+                if frame >= 0:
+                    frames[count] = frame
+                    count += 1
+                stopped += 1
+            more, stopped, left = references.gather(pte.arrays, stopped, last, self.byte, limit - count, frames[count:])
             count += more
-        return frames[:count], int(stopped)
+        return frames[:count], int(stopped) - pte.first
 
     def freeze(self, frames: Frames, expected: NDArray[np.uint8]) -> tuple[NDArray[np.uint16], int]:
         """Freeze those that have exactly the `expected` references, and mark them; (rc, how many). Semantics 2.5."""
@@ -174,6 +189,19 @@ class HostFrames:
         with self._many_lock:
             count = int(self.byte[frame]) & REFERENCES
             return self._many[frame] if count == REFERENCES_OVERFLOW else count
+
+    def _hold_mapped(self, pte: PageTable, page: int) -> int:
+        """The frame behind a page, of the side table when a kernel saw it, with one reference more; -1: none.
+
+        Read again once the reference is there, as kernels do.
+        """
+        entry = pte.entry(page)
+        if entry == NO_FRAME or not self._get_many(entry - 1):
+            return -1
+        if pte.entry(page) == entry:
+            return entry - 1
+        self.put(np.array([entry - 1]))
+        return -1
 
     # A kernel stopped at a frame of the side table; until the lock is ours, the frame may have left it again. The byte
     # says "side table" only while the lock protects the entry, and its marks may change under kernels at any time.

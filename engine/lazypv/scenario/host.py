@@ -304,7 +304,7 @@ class VM(SnapshotVM):
         UsageError
             Nothing is mapped there.
         """
-        entry = int(self.kernel_vm.gmap.pte[page]) if 0 <= page < self.pages else NO_FRAME
+        entry = self.kernel_vm.gmap.pte.entry(page) if 0 <= page < self.pages else NO_FRAME
         if entry == NO_FRAME:
             raise UsageError(f"nothing is mapped at guest page {page:#x}")
         return entry - 1

@@ -210,5 +210,5 @@ def restore_and_run(
         first_page = time.perf_counter() - start
         vm.complete_restore()
         whole = time.perf_counter() - start
-        mapped = int(np.count_nonzero(vm.kernel_vm.gmap.pte))
+        mapped = vm.kernel_vm.gmap.pte.count()
         return Restored(vm.pages, vm.vcpus, header.guest_id, header.sequence, mapped, first_page, whole)

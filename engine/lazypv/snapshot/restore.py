@@ -19,7 +19,6 @@ from lazypv.snapshot.reader import SnapshotFile, kinds_of, pages_of
 from lazypv.snapshot.writer import NoProgress, Progress, save_threads
 from lazypv.steps import Alloc, Call
 from lazypv.ultravisor import BulkAnswer
-from lazypv_kernels import references
 from lazypv_kernels.layout import KIND_ZERO, RC_BUSY, RC_DONE, RC_DTYPE
 from lazypv_kernels.workers import Workers
 
@@ -254,7 +253,6 @@ async def _map_frames(vm: Vm, pages: NDArray[np.int64]) -> None:
             raise MemoryShortageError(
                 f"the machine has {kernel.frames.free()} free frames, but the snapshot holds {absent.size} more pages"
             )
-        mapped = np.empty(absent.size, np.uint8)
-        references.map_pages(vm.gmap.pte, absent, frames, 0, absent.size, mapped)
+        mapped = vm.gmap.pte.map(absent, frames)
         if not mapped.all():
-            kernel.frames.put(frames[mapped == 0])
+            kernel.frames.put(frames[~mapped])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lazypv.ultravisor.door import Door
+    from lazypv_kernels.arrays import Table
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class BatchRun:
 def destroy_batches(
     ultravisor: Door,
     host: NDArray[np.uint8],
-    pte: NDArray[np.uint32],
+    pte: Table,
     at: int,
     end: int,
     batch: int,
@@ -65,8 +66,11 @@ def destroy_batches(
     refused_stay: bool,
     stop: NDArray[np.uint8],
     gate: NDArray[np.uint8],
-) -> BatchRun:
-    """As :meth:`lazypv.hardware.Machine.destroy_batches`; host : uint8[n], its byte of each frame."""
+) -> tuple[BatchRun, NDArray[np.int64]]:
+    """As :meth:`lazypv.hardware.Machine.destroy_batches`; host : uint8[n], its byte of each frame.
+
+    Also gives the frames that have a reference too many, which only the host's side table can drop.
+    """
     firmware = vault.firmware_of(ultravisor)
     frames, rc = np.empty(batch, FRAME_DTYPE), np.empty(batch, RC_DTYPE)
     counts, tally = np.zeros(COUNTS, np.int64), np.zeros(batches.TALLY, np.int64)
@@ -78,10 +82,12 @@ def destroy_batches(
     done, noop, _, _ = counts.tolist()
     ultravisor.count(UVC.DESTR_SEC_STOR, pages, noop)
     answer = None
+    owed = frames[left : left + settled] if how == batches.GATHERED else frames[:0]
     frames = frames[:left]
     if how == batches.DESTROYED:
         rc = rc[:left]
         busy, refused = int(np.count_nonzero(rc == RC_BUSY)), int(np.count_nonzero(rc > RC_DONE))
         # What of it is done, and what needed nothing, is in the sums already.
         answer = BulkAnswer(rc, 0, 0, busy, refused)
-    return BatchRun(int(next_entry), count, pages, largest, done, frames, answer, int(settled))
+    through = int(settled) if how == batches.DESTROYED else 0
+    return BatchRun(int(next_entry), count, pages, largest, done, frames, answer, through), owed

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lazypv.machine import AbsoluteStorage
     from lazypv.ultravisor.header import ImageHeader
     from lazypv.ultravisor.snapshots import Saving
+    from lazypv_kernels.arrays import Table
 
 
 @dataclass(eq=False)
@@ -71,7 +72,7 @@ class Configuration:
     handle: int
     pages: int
     asce: int
-    translation: NDArray[np.uint32]
+    translation: Table
     records: NDArray[np.uint64] | NDArray[np.uint8]
     tags: NDArray[np.uint8]
     donated: NDArray[np.int64]

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lazypv.ultravisor.header import ImageHeader
+    from lazypv_kernels.arrays import Table
 
     Frames = NDArray[np.int64]
 
@@ -63,9 +64,7 @@ class LifecycleCalls(Door):
             self._initialised = True
             return EXECUTED
 
-    def create_sec_conf(
-        self, donated: Frames, pages: int, asce: int, table: Frames, translation: NDArray[np.uint32]
-    ) -> Answer:
+    def create_sec_conf(self, donated: Frames, pages: int, asce: int, table: Frames, translation: Table) -> Answer:
         """CREATE_SEC_CONF (0x0100); the handle is in the answer.
 
         Parameters
@@ -76,7 +75,7 @@ class LifecycleCalls(Door):
             Guest storage in pages.
         asce : int
             The address space control element; `table` : int64[4] its top table, marked from now on.
-        translation : uint32[m]
+        translation : uint32[m], or (uint64[s], uint32[m])
             What the tables say: frame + 1 for each guest page, 0 where nothing is mapped. The host goes on writing it.
 
         Source: semantics 2.3, 3.3; invariant 13.

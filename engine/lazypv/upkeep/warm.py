@@ -126,6 +126,12 @@ def _live_through_everything() -> None:
         _snapshots(machine, image)
     finally:
         machine.close()
+    # Its page tables are of the other kind.
+    states_only = Machine(machine_size(parse_size(MACHINE), 2), contents=False)
+    try:
+        reboot_and_shut_down(states_only, image)
+    finally:
+        states_only.close()
     explore_all(
         SCENE, Switches(), Bounds(0, 0), pages=2, strategy="exhaustive", runs=1, seed=0, progress=_Nobody()
     )  # fmt: skip

@@ -40,7 +40,7 @@ class Watching(Stepper):
                 raise NoticedError(f"{name} changed after {self._last!r}, which is no write of it")
         self._seen, self._last = now, step
         if isinstance(step, Bulk) and step.frame_of is not None:
-            wrong = [page for page in step.columns[0] if step.frame_of(int(page)) != int(self._pte[page]) - 1]
+            wrong = [page for page in step.columns[0] if step.frame_of(int(page)) != self._pte.entry(page) - 1]
             if wrong:
                 raise NoticedError(f"{step!r} is about other frames than those of guest pages {wrong}")
         return super().perform(actor, step)
