@@ -61,6 +61,8 @@ class Work:
         One-dimensional arrays that a run reads, where it goes over these instead of pages.
     threads : int
         Cores that a run uses; limits and rivals use as many.
+    warm : bool
+        It needs no run before the first that counts: it has had one when it was set up, or warms itself.
     value : callable or None
         What is reported in the benchmark's unit beside the ratio; None where the harness knows it from time and bytes.
     """
@@ -73,6 +75,7 @@ class Work:
     source: NDArray[np.uint8] | None = None
     columns: tuple[NDArray[Any], ...] = ()
     threads: int = 1
+    warm: bool = False
     value: Callable[[], float] | None = None
 
 
@@ -325,7 +328,8 @@ def measure(benchmark: Benchmark, rig: Rig, pairs: int, progress: Callable[[str]
     ]
     everybody = [work for _, _, work in cast]
     for work in everybody:
-        seconds_of(work)
+        if not work.warm:
+            seconds_of(work)
     turns: list[list[float]] = []
     for turn in range(pairs):
         progress(f"{benchmark.name}: {turn + 1} of {pairs}")
