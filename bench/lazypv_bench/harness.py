@@ -291,6 +291,8 @@ def select(patterns: Iterable[str], registry: Mapping[str, Benchmark], *, quick:
 def _fitting(pattern: str, registry: Mapping[str, Benchmark]) -> list[str]:
     if pattern in registry:
         return [pattern]
+    if not pattern:
+        raise UsageError("an empty name fits no benchmark")
     found = [name for name in registry if name.startswith(pattern) or fnmatchcase(name, pattern)]
     if not found:
         nearest = difflib.get_close_matches(pattern, registry, n=1, cutoff=0.0)
