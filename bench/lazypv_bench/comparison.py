@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any, Final, Literal
 
 from lazypv.errors import UsageError
-from lazypv_bench.harness import Better, Result
+from lazypv_bench.harness import PAIRS, Better, Result
 
 LEVEL: Final = 0.01
 LEAST_CHANGE: Final = 0.03
@@ -140,10 +140,29 @@ def load(path: Path) -> dict[str, Any]:
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise UsageError(f"{path}: schema {schema!r}, where {SCHEMA!r} was expected")
-    wanted = {"name", "ratio", "low", "high"}
-    if not all(isinstance(each, dict) and wanted <= each.keys() for each in document.get("results") or ()):
-        raise UsageError(f"{path}: a result has no name, ratio, low or high")
-    return {**document, "results": document.get("results") or [], "machine": document.get("machine") or {}}
+    results, machine, turns = (document.get(field) or kind() for field, kind in _KINDS.items())
+    for field, kind in _KINDS.items():
+        if not isinstance(document.get(field) or kind(), kind):
+            raise UsageError(f"{path}: {field!r} is not what `lazypv bench --json` prints")
+    for each in results:
+        if not (isinstance(each, dict) and isinstance(each.get("name"), str) and each.keys() >= _RATIOS):
+            raise UsageError(f"{path}: a result has no name, ratio, low or high")
+        if not all(_is_positive(each[field]) for field in _RATIOS):
+            raise UsageError(f"{path}: a ratio of {each['name']} is not a number above 0")
+    for name, ratios in turns.items():
+        if not (isinstance(ratios, list) and all(_is_positive(ratio) for ratio in ratios)):
+            raise UsageError(f"{path}: the turns of {name} are not numbers above 0")
+        if comb(len(ratios) + PAIRS, PAIRS) > EXACT:
+            raise UsageError(f"{path}: {len(ratios)} turns of {name} are too many to be compared")
+    return {**document, "results": results, "machine": machine, "turns": turns}
+
+
+_KINDS: Final[Mapping[str, type]] = {"results": list, "machine": dict, "turns": dict}
+_RATIOS: Final = {"ratio", "low", "high"}
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 SCHEMA: Final = "lazypv.bench/1"

@@ -10,12 +10,17 @@ from lazypv.errors import ModelError
 from lazypv.explore.scenarios import scenario
 from lazypv.explore.search import Bounds, Explorer, Outcome
 from lazypv.series import Series
-from lazypv_bench.harness import Work, benchmark
+from lazypv.sizes import PAGE_SIZE
+from lazypv_bench.harness import DEFAULT_SIZE, Work, benchmark
 from lazypv_bench.rig import Rig
 
 SCENE = "reboot-into-protected"
 PAGES = 4
 FEW_PAGES = 2
+PREEMPTIONS = 2
+FEW_PREEMPTIONS = 1
+SHARE = PAGES * PAGE_SIZE / DEFAULT_SIZE
+"""Four pages and two preemptions at full size; a short run has two pages, and one preemption."""
 
 
 class Search:
@@ -27,9 +32,9 @@ class Search:
         What the last run saw; every run sees the same.
     """
 
-    def __init__(self, pages: int, *, prune: bool) -> None:
+    def __init__(self, pages: int, *, prune: bool, preemptions: int = PREEMPTIONS) -> None:
         of = scenario(SCENE)
-        self._explorer = Explorer(of.build(Series(), pages), of.scene, Bounds(2))
+        self._explorer = Explorer(of.build(Series(), pages), of.scene, Bounds(preemptions))
         self._prune = prune
         self._seconds: list[float] = []
         self.outcome: Outcome = self._explorer.exhaust(prune=prune)
@@ -73,21 +78,27 @@ def bare_resumptions(_rig: Rig, subject: Work) -> Work:
     return Work(run=run, bytes=subject.bytes)
 
 
-@benchmark("explore.steps", limit=bare_resumptions, unit="steps/s", share=0)
-def explore_steps(_rig: Rig) -> Work:
+@benchmark("explore.steps", limit=bare_resumptions, unit="steps/s", share=SHARE)
+def explore_steps(rig: Rig) -> Work:
     """All orders of a reboot with four pages and at most two preemptions, invariants looked at after each step."""
-    search = Search(PAGES, prune=True)
-    return Work(run=search.run, bytes=search.outcome.steps, finish=search.finish, value=search.steps_a_second)
+    search = Search(max(FEW_PAGES, rig.size // PAGE_SIZE), prune=True, preemptions=_preemptions(rig))
+    return Work(
+        run=search.run, bytes=search.outcome.steps, finish=search.finish, warm=True, value=search.steps_a_second
+    )
 
 
-def every_order(_rig: Rig, _subject: Work) -> Work:
+def every_order(rig: Rig, _subject: Work) -> Work:
     """The same orders, none left out."""
-    search = Search(FEW_PAGES, prune=False)
-    return Work(run=search.run, finish=search.finish)
+    search = Search(FEW_PAGES, prune=False, preemptions=_preemptions(rig))
+    return Work(run=search.run, finish=search.finish, warm=True)
 
 
-@benchmark("explore.pruning", limit=every_order, better="lower", unit="schedules", share=0)
-def explore_pruning(_rig: Rig) -> Work:
+@benchmark("explore.pruning", limit=every_order, better="lower", unit="schedules", share=SHARE)
+def explore_pruning(rig: Rig) -> Work:
     """All orders of a reboot with two pages and at most two preemptions, each state only once."""
-    search = Search(FEW_PAGES, prune=True)
-    return Work(run=search.run, finish=search.finish, value=lambda: float(search.outcome.schedules))
+    search = Search(FEW_PAGES, prune=True, preemptions=_preemptions(rig))
+    return Work(run=search.run, finish=search.finish, warm=True, value=lambda: float(search.outcome.schedules))
+
+
+def _preemptions(rig: Rig) -> int:
+    return PREEMPTIONS if rig.size >= PAGES * PAGE_SIZE else FEW_PREEMPTIONS

@@ -61,6 +61,8 @@ class Work:
         One-dimensional arrays that a run reads, where it goes over these instead of pages.
     threads : int
         Cores that a run uses; limits and rivals use as many.
+    warm : bool
+        It needs no run before the first that counts: it has had one when it was set up, or warms itself.
     value : callable or None
         What is reported in the benchmark's unit beside the ratio; None where the harness knows it from time and bytes.
     """
@@ -73,6 +75,7 @@ class Work:
     source: NDArray[np.uint8] | None = None
     columns: tuple[NDArray[Any], ...] = ()
     threads: int = 1
+    warm: bool = False
     value: Callable[[], float] | None = None
 
 
@@ -288,6 +291,8 @@ def select(patterns: Iterable[str], registry: Mapping[str, Benchmark], *, quick:
 def _fitting(pattern: str, registry: Mapping[str, Benchmark]) -> list[str]:
     if pattern in registry:
         return [pattern]
+    if not pattern:
+        raise UsageError("an empty name fits no benchmark")
     found = [name for name in registry if name.startswith(pattern) or fnmatchcase(name, pattern)]
     if not found:
         nearest = difflib.get_close_matches(pattern, registry, n=1, cutoff=0.0)
@@ -325,7 +330,8 @@ def measure(benchmark: Benchmark, rig: Rig, pairs: int, progress: Callable[[str]
     ]
     everybody = [work for _, _, work in cast]
     for work in everybody:
-        seconds_of(work)
+        if not work.warm:
+            seconds_of(work)
     turns: list[list[float]] = []
     for turn in range(pairs):
         progress(f"{benchmark.name}: {turn + 1} of {pairs}")

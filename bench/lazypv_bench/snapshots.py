@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numba
 import numpy as np
 
 from lazypv.errors import ModelError
@@ -23,6 +22,7 @@ from lazypv.snapshot.writer import save_threads
 from lazypv.ultravisor import vault
 from lazypv_bench.harness import Work, benchmark, seconds_of
 from lazypv_bench.rig import Rig, frames_of
+from lazypv_kernels.compiled import kernel
 from lazypv_kernels.layout import KEY_SIZE, NONCE_SIZE, SCRATCH_SIZE
 from lazypv_kernels.native import address_of, aegis256_decrypt, aegis256_encrypt
 from lazypv_kernels.workers import Workers
@@ -137,7 +137,7 @@ def _write_sealed(path: Path, contents: NDArray[np.uint8], key: NDArray[np.uint8
         os.fsync(file.fileno())
 
 
-# --- kernels of the limits: compiled in each process -----------------------------------------------------------------
+# --- kernels of the limits -----------------------------------------------------------------------------------------
 
 
 def _seal(contents: Any, first: int, last: int, key: Any, nonce: Any, out: Any) -> None:
@@ -169,9 +169,9 @@ def _open(target: Any, first: int, last: int, key: Any, nonce: Any, buffer: Any)
     return good
 
 
-_seal_some = numba.njit(nogil=True)(_seal)
-_seal_apart = numba.njit(nogil=True)(_seal_with_tags)
-_open_some = numba.njit(nogil=True)(_open)
+_seal_some = kernel(_seal)
+_seal_apart = kernel(_seal_with_tags)
+_open_some = kernel(_open)
 
 
 # --- subjects ----------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from lazypv.errors import MemoryShortageError
 from lazypv.machine.storage import available_memory
-from lazypv.sizes import format_size
+from lazypv.scenario.compare import machine_size
+from lazypv.sizes import PAGE_SIZE, format_size
 from lazypv_bench.harness import REGISTRY, Benchmark, Progress, Result, Settings, measure, phases
-from lazypv_bench.rig import Rig
+from lazypv_bench.rig import Memory, Rig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,20 +54,23 @@ def run(benchmarks: Iterable[Benchmark], settings: Settings, progress: Progress)
         _expect_memory(benchmark, settings)
     progress.expect(len(chosen) * phases(settings.pairs))
     results = []
+    largest = max((benchmark.guest_size(settings.size) for benchmark in chosen if benchmark.quick), default=0)
+    # A short run touches its memory once. A long one is to have no more of it than it needs for each benchmark.
+    memory = Memory(machine_size(largest, 1) // PAGE_SIZE if settings.quick and largest else 0)
     gc.collect()
     gc.freeze()  # modules: else each of the many collections between runs goes through all of them again
     try:
         for benchmark in chosen:
-            results.append(measure_alone(benchmark, settings, progress))
+            results.append(measure_alone(benchmark, settings, progress, memory))
             gc.collect()  # the machine's memory, before the next one is made
     finally:
         gc.unfreeze()
     return results
 
 
-def measure_alone(benchmark: Benchmark, settings: Settings, progress: Progress) -> Result:
+def measure_alone(benchmark: Benchmark, settings: Settings, progress: Progress, memory: Memory | None = None) -> Result:
     """Measure one, on a rig that is closed afterwards."""
-    with Rig(benchmark.guest_size(settings.size)) as rig:
+    with Rig(benchmark.guest_size(settings.size), memory) as rig:
         return measure(benchmark, rig, settings.pairs, progress)
 
 

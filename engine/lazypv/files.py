@@ -18,11 +18,12 @@ def check_writable(path: Path) -> None:
     Raises
     ------
     UsageError
-        Its folder does not exist or may not be written, or it is a folder itself.
+        Its folder does not exist or may not be written, or it is a folder, a device or a pipe itself.
     """
     folder = path.resolve().parent
     if path.is_dir():
         raise UsageError(f"{path}: is a folder")
+    _expect_a_file(path)
     if not folder.is_dir():
         raise UsageError(f"{path}: its folder does not exist")
     if not os.access(folder, os.W_OK):
@@ -31,19 +32,33 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def replaced_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of `path` when all of it is on disk; nothing is left if that fails."""
-    folder = path.resolve().parent
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
+    """A file to write, which takes the place of `path` when all of it is on disk; nothing is left if that fails.
+
+    Where `path` is a link, what it leads to is replaced.
+
+    Raises
+    ------
+    UsageError
+        A device or a pipe is there, whose place no file is to take: ``/dev/null`` would be gone for everybody.
+    """
+    _expect_a_file(path)
+    target = path.resolve()
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _expect_a_file(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is not a file, and is not replaced by one")
 
 
 def _umask() -> int:

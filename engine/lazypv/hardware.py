@@ -140,10 +140,23 @@ class Machine:
             The buffer cannot be used, or is too small.
         """
         storage = AbsoluteStorage.attach(buffer)
+        return cls.on(storage, Workers(threads), feature_bits, uv_base_pages=uv_base_pages, cipher=cipher)
+
+    @classmethod
+    def on(
+        cls,
+        storage: AbsoluteStorage,
+        workers: Workers,
+        feature_bits: Iterable[int] = (),
+        *,
+        uv_base_pages: int = UV_BASE_PAGES,
+        cipher: str = "aegis256",
+    ) -> Machine:
+        """A machine on storage that is there already, whatever is in it."""
         _require_room(storage.pages, uv_base_pages)
         machine = cls.__new__(cls)
         features = frozenset(feature_bits)
-        machine._assemble(storage, Workers(threads), features, uv_base_pages, MAX_CONFIGURATIONS, os.urandom, cipher)
+        machine._assemble(storage, workers, features, uv_base_pages, MAX_CONFIGURATIONS, os.urandom, cipher)
         return machine
 
     def _assemble(

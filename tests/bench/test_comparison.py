@@ -161,6 +161,12 @@ def test_what_the_runs_have_not_in_common_is_named():
     assert differences(newer, newer) == []
 
 
+def a_result(turns=None, **changed):
+    """A document with one result of which something is changed."""
+    result = {"name": "a", "ratio": 1.0, "low": 0.9, "high": 1.1} | changed
+    return json.dumps({"schema": "lazypv.bench/1", "results": [result], "turns": turns or {}})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -168,6 +174,17 @@ def test_what_the_runs_have_not_in_common_is_named():
         ("[]", "schema None"),
         ('{"schema": "lazypv.reboot/1"}', "lazypv.reboot/1"),
         ('{"schema": "lazypv.bench/1", "results": [{"name": "a"}]}', "no name, ratio, low or high"),
+        ('{"schema": "lazypv.bench/1", "results": 5}', "'results' is not what"),
+        ('{"schema": "lazypv.bench/1", "machine": [1]}', "'machine' is not what"),
+        ('{"schema": "lazypv.bench/1", "turns": [1]}', "'turns' is not what"),
+        (a_result(name=["a"]), "no name"),
+        (a_result(ratio="fast"), "a ratio of a is not a number above 0"),
+        (a_result(low=None), "a ratio of a is not a number above 0"),
+        (a_result(high=float("nan")), "a ratio of a is not a number above 0"),
+        (a_result(ratio=0), "a ratio of a is not a number above 0"),
+        (a_result(turns={"a": ["1"]}), "the turns of a are not numbers above 0"),
+        (a_result(turns={"a": 3}), "the turns of a are not numbers above 0"),
+        (a_result(turns={"a": [1.0] * 40}), "40 turns of a are too many"),
     ],
 )
 def test_what_is_no_document_of_the_suite_is_refused(tmp_path, text, message):

@@ -177,6 +177,12 @@ def test_a_bar_of_a_value_is_one_at_the_full_size(value, better, met):
     assert (small.met, small.bar, small.bar_text, small.bar_ratio) == (None, None, "", None)
 
 
+def test_an_empty_name_is_not_all_of_them():
+    """A script whose variable is empty does not want to measure for a quarter of an hour."""
+    with pytest.raises(UsageError, match="an empty name"):
+        select([""], harness.REGISTRY)
+
+
 @pytest.mark.parametrize(("unit", "value"), [("GB/s", 1000 / 2 / 1e9), ("ms", 2000.0)])
 def test_the_harness_knows_speed_and_time(unit, value):
     """Of the median run."""

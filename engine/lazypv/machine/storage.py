@@ -69,6 +69,12 @@ class AbsoluteStorage:
         memory, skipped = self._anonymous
         memory.madvise(mmap.MADV_DONTNEED, skipped + first * PAGE_SIZE, (last - first) * PAGE_SIZE)
 
+    def first(self, pages: int) -> AbsoluteStorage:
+        """The first `pages` of it as the storage of another machine, once this one's has gone: touched already."""
+        part = AbsoluteStorage(pages, self.contents[:pages], self._owner)
+        part._anonymous = self._anonymous
+        return part
+
     @classmethod
     def own(cls, pages: int, workers: Workers) -> AbsoluteStorage:
         """Anonymous memory in huge pages where there are any, touched once by all `workers`.
