@@ -2,11 +2,11 @@
 
 import twins
 
-from lazypv_kernels import access, batches, claims, references, scan, seal, snapshots, sweep, tracking
+from lazypv_kernels import access, batches, claims, references, rows, scan, seal, snapshots, sweep, tracking
 from lazypv_kernels.compiled import KERNELS
 
-ROOMS = (access, batches, claims, references, scan, seal, snapshots, sweep, tracking)
-ADDRESSES = {"record_address"}
+ROOMS = (access, batches, claims, references, rows, scan, seal, snapshots, sweep, tracking)
+ADDRESSES = {"record_address", "copy_words"}
 
 
 def test_every_kernel_has_a_twin():

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 from lazypv.snapshot.errors import KeyFileError
-from lazypv_kernels.snapshots import AD_WORDS
+from lazypv_kernels.rows import AD_WORDS
 
 KEY_BYTES = 32
 FILE_ID_BYTES = 32

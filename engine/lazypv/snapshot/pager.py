@@ -17,7 +17,7 @@ from lazypv.host.faults import import_pages
 from lazypv.snapshot.chain import BatchPages, Chain
 from lazypv.snapshot.errors import DamagedSnapshotError, IncompleteSnapshotError
 from lazypv.snapshot.reader import kinds_of, pages_of
-from lazypv.snapshot.restore import finish, import_rows, open_other_rows
+from lazypv.snapshot.restore import finish, import_rows
 from lazypv.snapshot.writer import NoProgress, Progress
 from lazypv.steps import Touch
 from lazypv.ultravisor import BulkAnswer
@@ -120,14 +120,16 @@ class SnapshotPager:
     def _restore_from(self, number: int, index: int, rows: NDArray[np.int64]) -> NDArray[np.uint16]:
         file = self._chain.files[number]
         buffer = file.new_buffer()
-        if self._verified[number][index]:
+        whole = not self._verified[number][index]
+        if not whole:
             at = file.read_columns(index, buffer)
             for row in rows.tolist():
                 file.read_pages(index, buffer, at, row, row + 1)
         else:
             at = file.read_batch(index, buffer)
-            open_other_rows(file, index, buffer, at, rows)
-        code = import_rows(self._vm, file, number, index, buffer, at, rows)
+        some, bounds = range(index, index + 1), np.array([0, rows.size], np.int64)
+        batches = buffer[: at[5]].reshape(1, -1)
+        code = import_rows(self._vm, file, number, some, batches, at, rows, bounds, whole=whole)
         self._verified[number][index] = True
         buffer[at[0] : at[1]] = 0
         code[(code != RC_DONE) & (code != RC_BUSY)] = RC_INTEGRITY

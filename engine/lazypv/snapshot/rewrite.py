@@ -29,7 +29,7 @@ from lazypv.snapshot.store import Target, open_source
 from lazypv.snapshot.verify import State
 from lazypv.snapshot.writer import Fill, Progress, SnapshotWriter, new_file_keys
 from lazypv.ultravisor.snapshots import ConfigurationState
-from lazypv_kernels import snapshots
+from lazypv_kernels import rows as row_kernels
 from lazypv_kernels.layout import KIND_SEALED, KIND_ZERO, PAGE_SIZE, SCRATCH_SIZE, TAG_SIZE
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Rows:
             part = slice(ROWS * index, ROWS * (index + 1))
             content = np.ascontiguousarray(self.read(self.pages[part]))
             scratch = np.zeros(2 * SCRATCH_SIZE, np.uint8)
-            snapshots.seal_buffer(
+            row_kernels.seal_buffer(
                 content, self.kinds[part].copy(), self.versions[part].copy(), keys.rows, words, self.pages[part],
                 buffer, at, scratch,
             )  # fmt: skip
@@ -197,7 +197,7 @@ class _Part(SnapshotFile):
         if self.source.read_into(buffer[: at[5]], self.layout.offset(index)) < at[5]:
             return False
         digits = self.header.mac_offset
-        claimed = buffer[digits : digits + snapshots.MAC_HEX].tobytes()
+        claimed = buffer[digits : digits + row_kernels.MAC_HEX].tobytes()
         try:
             self.macs[TAG_SIZE * index : TAG_SIZE * (index + 1)] = bytes.fromhex(claimed.decode())  # type: ignore[index]
             self._check_mac(index, buffer, at)

@@ -316,45 +316,58 @@ class SnapshotCalls(Door):
             firmware.set_in_snapshot(configuration, True)
         return True
 
-    def restore_rows(
+    def restore_batches(
         self,
         handle: int,
         file: int,
-        index: int,
-        batch: NDArray[np.uint8],
+        first: int,
+        batches: NDArray[np.uint8],
         at: NDArray[np.int64],
         rows: NDArray[np.int64],
-    ) -> tuple[NDArray[np.uint16], int]:
-        """Verify `rows` of a private copy of batch `index` and make them the guest's pages: all of them, or none.
+        bounds: NDArray[np.int64],
+        *,
+        whole: bool,
+    ) -> tuple[NDArray[np.uint16], int, int]:
+        """Verify rows of private copies of batches and make them the guest's pages: all of a batch, or none.
+
+        Parameters
+        ----------
+        first : int
+            Number of the first of `batches`; the others follow it.
+        batches, at : uint8[k, n], int64[6]
+            Their columns were verified; where these are.
+        rows, bounds : int64[r], int64[k + 1]
+            The rows of batch b, ascending, are ``rows[bounds[b]:bounds[b + 1]]``.
+        whole : bool
+            Verify the other rows of each batch first; without, only `rows` need have been read.
 
         Returns
         -------
-        rc : uint16[k]
-            0x0001 done, 0 busy, 0x0f10 not mapped, not free or in already, 0x0f12 altered.
-        bad : int
-            The row that is not what was sealed, or -1.
+        rc : uint16[r]
+            0x0001 done, 0 busy, 0x0f10 not mapped, not free or in already, 0x0f12 altered, or behind what is: one code
+            for each batch. With `whole` the other rows are plain text then: who is told "busy" asks again without.
+        bad, row : int
+            Which of `batches`, and which row of it, is not what was sealed, or -1.
         """
         firmware = vault.firmware_of(self)
         configuration = firmware.admit(handle)
         rc = np.full(rows.size, snapshots.RC_TORN, RC_DTYPE)
         if configuration is None:
-            return rc, -1
+            return rc, -1, -1
         try:
             files = configuration.restoring
             if file >= len(files):  # the restore has ended meanwhile
-                return rc, -1
-            key, shared = files[file]
-            ad = shared.copy()
-            ad[5] = index
-            scratch = np.zeros(2 * SCRATCH_SIZE, np.uint8)
-            bad = snapshots.restore_rows(
+                return rc, -1, -1
+            key, words = files[file]
+            bad, row = snapshots.restore_batches(
                 firmware.storage.contents, firmware.state, firmware.owner, firmware.guest_page, firmware.directory,
-                configuration.slot, configuration.translation, batch, at, rows, key, ad, scratch, rc,
+                configuration.slot, configuration.translation, batches, at, rows, bounds, whole, first, key,
+                words.copy(), np.zeros(2 * SCRATCH_SIZE, np.uint8), rc,
             )  # fmt: skip
         finally:
             firmware.dismiss(configuration)
         self.count(UVC.CONV_TO_SEC_STOR, rows.size)
-        return rc, bad
+        return rc, bad, row
 
     def end_restore(self, handle: int) -> None:
         """Every page that the snapshot holds is in: others may come in as zero pages, and the file's keys go."""
