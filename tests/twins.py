@@ -601,9 +601,28 @@ def restore_rows(world, slot, pte, batch, at, rows, whole, key, ad, rc):
     return -1
 
 
-def restore_batches(world, slot, pte, batches, at, rows, bounds, whole, first, key, ad, rc):
+def read_all(file, target, offset):
+    piece = file[offset : offset + target.size]
+    target[: len(piece)] = np.frombuffer(piece, np.uint8)
+    return len(piece) == target.size
+
+
+def read_packed(file, offset, at, packed):
+    for k, into in enumerate(packed):
+        batch = np.zeros(at[5], np.uint8)
+        if not read_all(file, batch, offset + k * at[5]):
+            return k
+        into[48:] = np.concatenate([batch[: at[0]], batch[at[1] :]])
+    return len(packed)
+
+
+def restore_batches(world, slot, pte, file, offset, packed, at, rows, bounds, first, key, ad, rc):
     rc[:] = 0xF12
-    for k, batch in enumerate(batches):
+    for k in range(len(packed)):
+        batch, whole = np.zeros(at[5], np.uint8), True
+        if not read_all(file, batch, offset + k * at[5]):
+            return k, -1
+        batch[at[1] :] = packed[k][48 + at[0] :]
         words = np.concatenate([ad[:5], [np.uint64(first + k)], ad[6:]])
         part = slice(bounds[k], bounds[k + 1])
         bad = restore_rows(world, slot, pte, batch, at, rows[part], whole, key, words, rc[part])

@@ -33,8 +33,10 @@ from lazypv_kernels.layout import (
     TAG_SIZE,
 )
 from lazypv_kernels.native import address_of, fence, load_acquire, stream_zero_page
+from lazypv_kernels.reading import read_all
 from lazypv_kernels.rows import (
     AD_WORDS,
+    MAC_PREFIX,
     PAGE_WORDS,
     address_of_row,
     address_row,
@@ -175,25 +177,36 @@ def seal_rows(
 
 @kernel
 def restore_batches(
-    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, slot: Integer, pte: U32, batches: U8, at: I64,
-    rows: I64, bounds: I64, whole: bool, first: Integer, key: U8, ad: U64, scratch: U8, rc: U16,
+    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, slot: Integer, pte: U32, function: Integer,
+    handle: Integer, offset: Integer, batch: U8, packed: U8, at: I64, rows: I64, bounds: I64, first: Integer, key: U8,
+    ad: U64, scratch: U8, rc: U16,
 ) -> tuple[int, int]:  # fmt: skip
-    """:func:`restore_rows` of private copies of several batches, `first` and those that follow.
+    """Read batches of equal size, one by one, verify all of each and make rows of it pages of the guest in `slot`.
 
-    batches : uint8[k, n]; the rows of batch b are ``rows[bounds[b]:bounds[b + 1]]`` (bounds : int64[k + 1]). ad :
-    uint64[9], written. Which batch and which row of it does not verify, or -1 and -1; nothing behind it was touched,
-    and its pages have RC_ALTERED.
+    function, handle, offset : where they are (:mod:`lazypv_kernels.reading`). packed : uint8[k, n], what was verified
+    of them: their columns are taken from there. batch : uint8[at[5]], written. The rows of batch b are
+    ``rows[bounds[b]:bounds[b + 1]]`` (bounds : int64[k + 1]), `first` is number 0; ad : uint64[9], written. Other
+    parameters, and codes, as of :func:`restore_rows`; while one is busy it is tried again.
+
+    Which batch and which row of it does not verify, row -1 if it could not be read, or -1 and -1; nothing behind it was
+    touched, and its pages have RC_ALTERED.
     """
     rc[:] = RC_ALTERED
-    for k in range(batches.shape[0]):
+    for k in range(len(packed)):
+        if not read_all(function, handle, batch, offset + k * at[5]):
+            return k, -1
+        copy_words(address_of(batch, at[1]), address_of(packed[k], MAC_PREFIX + at[0]), (at[5] - at[1]) >> 3)
         part = slice(bounds[k], bounds[k + 1])
         ad[5] = first + k
-        bad = restore_rows(
-            contents, state, owner, guest_page, directory, slot, pte, batches[k], at, rows[part], whole, key, ad,
-            scratch, rc[part],
-        )  # fmt: skip
-        if bad >= 0:
-            return k, bad
+        whole = True
+        while whole or (rc[part].size and rc[bounds[k]] == RC_BUSY):
+            bad = restore_rows(
+                contents, state, owner, guest_page, directory, slot, pte, batch, at, rows[part], whole, key, ad,
+                scratch, rc[part],
+            )  # fmt: skip
+            if bad >= 0:
+                return k, bad
+            whole = False
     return -1, -1
 
 

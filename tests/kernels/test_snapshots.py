@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import twins
 
+from lazypv.snapshot.store import LocalSource, Reader
+from lazypv_kernels import reading, snapshots, tracking
 from lazypv_kernels import rows as row_kernels
-from lazypv_kernels import snapshots, tracking
 from lazypv_kernels.ciphers import AEGIS256
 from lazypv_kernels.layout import (
     DIR_GENERATION,
@@ -295,10 +296,64 @@ def test_rows_are_restored_as_the_twin_restores_them(seed, flip, whole, size):
     assert_same_world(ours, theirs)
 
 
+@pytest.fixture
+def reader(tmp_path):
+    """Makes of bytes a file, and what kernels read it with."""
+    opened = []
+
+    def make(content):
+        path = tmp_path / str(len(opened))
+        path.write_bytes(content)
+        opened.append(LocalSource(path))
+        return Reader(opened[-1]).arguments
+
+    yield make
+    for source in opened:
+        source.close()
+
+
+@pytest.mark.parametrize("missing", [0, 1, 9, 24000])
+@seeds(2)
+def test_batches_are_read_without_their_page_bytes_as_the_twin_reads_them(reader, seed, missing):
+    """Of a file that is too short the number of whole batches is told."""
+    rng = np.random.default_rng(seed)
+    at = layout()
+    file = rng.integers(0, 256, 40 + 3 * at[5] - missing).astype(np.uint8).tobytes()
+    ours, theirs = (np.zeros((3, 48 + at[0] + at[5] - at[1]), np.uint8) for _ in range(2))
+    whole = reading.read_packed(*reader(file), 40, at, ours)
+    assert whole == twins.read_packed(file, 40, at, theirs) == (2 if missing else 3)
+    np.testing.assert_array_equal(ours[:whole], theirs[:whole])
+
+
+@pytest.mark.parametrize("short", [1, 2, 7])
+def test_what_reads_a_little_at_a_time_is_asked_again(short):
+    """As pread may; and an error of what reads is told, not spun on."""
+    content = np.random.default_rng(short).integers(0, 256, 50).astype(np.uint8)
+
+    class Slow:
+        def read_into(self, buffer, offset):
+            piece = content[offset : offset + min(short, buffer.size)]
+            buffer[: piece.size] = piece
+            return piece.size
+
+    class Broken:
+        def read_into(self, buffer, offset):
+            raise OSError(5, "Input/output error")
+
+    kept, broken, ours = Reader(Slow()), Reader(Broken()), np.zeros(20, np.uint8)
+    assert reading.read_all(*kept.arguments, ours, 10)
+    theirs = np.zeros(20, np.uint8)
+    assert twins.read_all(content.tobytes(), theirs, 10)
+    np.testing.assert_array_equal(ours, theirs)
+    assert not reading.read_all(*kept.arguments, ours, 40)
+    assert not reading.read_all(*broken.arguments, ours, 0)
+    assert "Input/output error" in str(broken.problem("a.arrow", 3))
+
+
 @every_size
-@pytest.mark.parametrize("flip", [False, True], ids=["as sealed", "altered"])
+@pytest.mark.parametrize("damage", ["none", "flip", "end"])
 @seeds(5)
-def test_batches_are_restored_as_the_twin_restores_them(seed, flip, size):
+def test_batches_are_restored_as_the_twin_restores_them(reader, seed, damage, size):
     """One by one: those before a damaged one are the guest's, nothing behind it is touched."""
     rng = np.random.default_rng(seed)
     first, key, ad, at = 3, a_key(rng), row_words(rng), layout(2)
@@ -309,16 +364,18 @@ def test_batches_are_restored_as_the_twin_restores_them(seed, flip, size):
         words[5] = first + k
         source, kinds = rng.integers(0, 256, (2, 4096)).astype(np.uint8), np.full(2, 1 + k % 2, np.uint8)
         twins.seal_buffer(source, kinds, np.arange(2), key, words, np.sort(pages[k]), batches[k], at)
-    if flip:
+    packed = np.array([twins.packed(batch, at) for batch in batches])
+    if damage == "flip":
         batches[int(rng.integers(0, 3)), at[0] + int(rng.integers(0, 8192))] ^= 1
+    file = bytes(16) + batches.tobytes()[: at[5] * 2 + 99 if damage == "end" else None]
     ours, pte = a_guest_to_restore(rng, size, seed)
     theirs, rows, bounds = ours.copy(), np.array([0, 1, 1, 0]), np.array([0, 2, 3, 4])
     rc, rc2 = np.zeros(4, np.uint16), np.zeros(4, np.uint16)
     bad = snapshots.restore_batches(
-        ours.contents, ours.state, ours.owner, ours.guest_page, ours.directory, 1, pte, batches.copy(), at, rows,
-        bounds, True, first, key, ad.copy(), scratch(2), rc,
+        ours.contents, ours.state, ours.owner, ours.guest_page, ours.directory, 1, pte, *reader(file), 16,
+        np.zeros(at[5], np.uint8), packed, at, rows, bounds, first, key, ad.copy(), scratch(2), rc,
     )  # fmt: skip
-    assert bad == twins.restore_batches(theirs, 1, pte, batches.copy(), at, rows, bounds, True, first, key, ad, rc2)
+    assert bad == twins.restore_batches(theirs, 1, pte, file, 16, packed, at, rows, bounds, first, key, ad, rc2)
     np.testing.assert_array_equal(rc, rc2)
     assert_same_world(ours, theirs)
 

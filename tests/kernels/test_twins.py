@@ -2,10 +2,10 @@
 
 import twins
 
-from lazypv_kernels import access, batches, claims, references, rows, scan, seal, snapshots, sweep, tracking
+from lazypv_kernels import access, batches, claims, reading, references, rows, scan, seal, snapshots, sweep, tracking
 from lazypv_kernels.compiled import KERNELS
 
-ROOMS = (access, batches, claims, references, rows, scan, seal, snapshots, sweep, tracking)
+ROOMS = (access, batches, claims, reading, references, rows, scan, seal, snapshots, sweep, tracking)
 ADDRESSES = {"record_address", "copy_words"}
 
 

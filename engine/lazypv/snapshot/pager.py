@@ -127,9 +127,7 @@ class SnapshotPager:
                 file.read_pages(index, buffer, at, row, row + 1)
         else:
             at = file.read_batch(index, buffer)
-        some, bounds = range(index, index + 1), np.array([0, rows.size], np.int64)
-        batches = buffer[: at[5]].reshape(1, -1)
-        code = import_rows(self._vm, file, number, some, batches, at, rows, bounds, whole=whole)
+        code = import_rows(self._vm, file, number, index, buffer[: at[5]], at, rows, whole=whole)
         self._verified[number][index] = True
         buffer[at[0] : at[1]] = 0
         code[(code != RC_DONE) & (code != RC_BUSY)] = RC_INTEGRITY

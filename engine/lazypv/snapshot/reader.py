@@ -10,6 +10,7 @@ import base64
 import hmac
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,8 +20,9 @@ from lazypv.snapshot import layout
 from lazypv.snapshot.errors import DamagedSnapshotError, NotAnArrowFileError, WrongKeyError, damaged_batch
 from lazypv.snapshot.keys import FileKeys, SnapshotKey
 from lazypv.snapshot.layout import FOOTER_MARK, HEADER_MARK, NO_DIGITS, ROOT_MARK, Header, Layout
-from lazypv.snapshot.store import Source, Target, open_source
+from lazypv.snapshot.store import Reader, Source, Target, open_source
 from lazypv.ultravisor.snapshots import ConfigurationState
+from lazypv_kernels import reading
 from lazypv_kernels import rows as row_kernels
 from lazypv_kernels.layout import PAGE_SIZE, SCRATCH_SIZE, TAG_SIZE
 
@@ -222,12 +224,17 @@ class SnapshotFile:
         """Room for a private copy of one batch."""
         return private_copy(self.layout.stride)
 
-    def thread_buffer(self, batches: int = 1) -> NDArray[np.uint8]:
-        """This thread's room for batches, the same each time: fresh memory costs a third of what is done with it."""
+    def thread_buffer(self) -> NDArray[np.uint8]:
+        """This thread's room for one batch, the same each time: fresh memory costs a third of what is done with it."""
         found: NDArray[np.uint8] | None = getattr(self._local, "buffer", None)
-        if found is None or found.size < batches * self.layout.stride:
-            found = self._local.buffer = private_copy(batches * self.layout.stride)
+        if found is None:
+            found = self._local.buffer = self.new_buffer()
         return found
+
+    @cached_property
+    def reader(self) -> Reader:
+        """What kernels read the file with."""
+        return Reader(self.source)
 
     def columns(self, index: int) -> NDArray[np.int64]:
         """Where the columns of batch `index` are in its copy: int64[6]."""
@@ -268,29 +275,14 @@ class SnapshotFile:
         ------
         DamagedSnapshotError
         """
-        before, behind = row_kernels.MAC_PREFIX, row_kernels.MAC_PREFIX + int(at[0])
-        start, columns, size = self.layout.offset(some[0]), int(at[1]), int(at[5])
-        wanted, read = packed.shape[1] - before, self.source.read_into
-        for index, into in zip(some, packed, strict=True):
-            if read(into[before:behind], start) + read(into[behind:], start + columns) < wanted:
-                raise damaged_batch(self.name, index, "truncated")
-            start += size
+        there = reading.read_packed(*self.reader.arguments, self.layout.offset(some[0]), at, packed)
+        if there < len(some):
+            raise self.reader.problem(self.name, some[there])
         rows, keys = layout.rows_of(self.header.rows, some[0]), self.keys
         macs = np.frombuffer(self.macs, np.uint8).reshape(-1, TAG_SIZE)
         bad = row_kernels.check_packed(packed, self.header.mac_offset, rows, keys.id_bytes, some[0], macs, keys.batches)
         if bad >= 0:
             raise damaged_batch(self.name, some[bad], "altered, moved, or of another snapshot")
-
-    def read_whole(self, some: range, batches: NDArray[np.uint8]) -> None:
-        """Copy all bytes of batches of equal size (uint8[k, n]); nothing of them is verified.
-
-        Raises
-        ------
-        DamagedSnapshotError
-        """
-        read = self.source.read_into(batches.reshape(-1), self.layout.offset(some[0]))
-        if read < batches.size:
-            raise damaged_batch(self.name, some[read // batches.shape[1]], "truncated")
 
     def read_pages(self, index: int, buffer: NDArray[np.uint8], at: NDArray[np.int64], first: int, last: int) -> None:
         """Copy the page bytes of rows ``[first, last)`` into the copy of their batch; they are verified when opened."""

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 GROUP: Final = 256
 """Batches that are imported with one step."""
-PIECE: Final = 4
-"""Batches that a thread reads, then opens. With one, threads wait for each other's Python most of the time."""
+PIECE: Final = 8
+"""Batches for which a thread visits the Ultravisor once; it reads and opens one at a time, which fits its cache."""
 
 
 def ask_ledger(chain: Chain, ledger: Ledger, allow_rollback: bool) -> str:
@@ -140,10 +140,7 @@ class _Group:
         self.rows, self.pages, self.bounds = self._choose()
 
     def _choose(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Rows that the guest gets: not zero, and in no newer file; their pages; and where those of each batch begin.
-
-        In one thread: it is little but Python, and two would take the interpreter's lock from each other.
-        """
+        """Rows that the guest gets, not zero and in no newer file; their pages; where those of each batch begin."""
         count, rows = len(self.some), rows_of(self.file.layout.rows, self.some[0])
         wanted, pages = np.empty(count * rows, np.int64), np.empty(count * rows, np.int64)
         bounds = np.empty(count + 1, np.int64)
@@ -182,57 +179,51 @@ class _Group:
 
     def _import_some(self, first: int, last: int) -> NDArray[np.uint16]:
         part = slice(int(self.bounds[first]), int(self.bounds[last]))
+        rows, bounds = self.rows[part], self.bounds[first : last + 1] - part.start
         if self.problem is not None:
-            return np.full(part.stop - part.start, RC_TORN, RC_DTYPE)
-        some, columns = self.some[first:last], int(self.at[1])
-        batches = self.file.thread_buffer(PIECE)[: len(some) * self.at[5]].reshape(len(some), -1)
-        try:
-            self.file.read_whole(some, batches)
-            batches[:, columns:] = self.packed[first:last, columns - self.at[5] :]
-            bounds = self.bounds[first : last + 1] - part.start
-            return import_rows(
-                self.vm, self.file, self.number, some, batches, self.at, self.rows[part], bounds, whole=True
+            return np.full(rows.size, RC_TORN, RC_DTYPE)
+        ultravisor, handle = self.vm.host.machine.ultravisor, self.vm.kvm.pv.handle
+        file, index = self.file, self.some[first]
+        batch = file.thread_buffer()[: self.at[5]]
+        rc, bad, row = ultravisor.restore_batches(
+            handle, self.number, index, file.reader.arguments, file.layout.offset(index), batch,
+            self.packed[first:last], self.at, rows, bounds,
+        )  # fmt: skip
+        if bad >= 0:
+            self.problem = (
+                file.bad_row(index + bad, batch, self.at, row)
+                if row >= 0
+                else file.reader.problem(file.name, index + bad)
             )
-        except LazyPVError as error:
-            self.problem = error
-            return np.full(part.stop - part.start, RC_TORN, RC_DTYPE)
+        return rc
 
 
 def import_rows(
     vm: Vm,
     file: SnapshotFile,
     number: int,
-    some: range,
-    batches: NDArray[np.uint8],
+    index: int,
+    batch: NDArray[np.uint8],
     at: NDArray[np.int64],
     rows: NDArray[np.int64],
-    bounds: NDArray[np.int64],
     *,
     whole: bool,
 ) -> NDArray[np.uint16]:
-    """Give the guest rows of private copies of batches, and again while one is busy; codes.
+    """Give the guest `rows` of a private copy of batch `index`, and again while one is busy; codes.
 
-    Parameters as of the Ultravisor's `restore_batches`.
+    Parameters as of the Ultravisor's `restore_rows`.
 
     Raises
     ------
     DamagedSnapshotError
-        A row is not what was sealed; none of its batch is the guest's then.
+        A row is not what was sealed; none is the guest's then.
     """
     ultravisor, handle = vm.host.machine.ultravisor, vm.kvm.pv.handle
-    rc, bad, row = ultravisor.restore_batches(handle, number, some[0], batches, at, rows, bounds, whole=whole)
-    while bad < 0 and np.any(rc == RC_BUSY):
-        for batch in range(len(some)):
-            part = slice(int(bounds[batch]), int(bounds[batch + 1]))
-            if bad >= 0 or part.start == part.stop or rc[part.start] != RC_BUSY:
-                continue
-            alone = np.array([0, part.stop - part.start], np.int64)
-            rc[part], bad, row = ultravisor.restore_batches(
-                handle, number, some[batch], batches[batch : batch + 1], at, rows[part], alone, whole=False
-            )
-            bad = batch if bad >= 0 else bad
+    rc, bad = ultravisor.restore_rows(handle, number, index, batch, at, rows, whole=whole)
+    while bad < 0 and rows.size and rc[0] == RC_BUSY:
+        rc, bad = ultravisor.restore_rows(handle, number, index, batch, at, rows, whole=False)
     if bad >= 0:
-        error: DamagedSnapshotError = file.bad_row(some[bad], batches[bad], at, row)
+        error: DamagedSnapshotError = file.bad_row(index, batch, at, bad)
         raise error
     return rc
 

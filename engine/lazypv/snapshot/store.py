@@ -7,6 +7,7 @@ of the folder. A store named by a URI is written through pyarrow's stream, in or
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import secrets
 import threading
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from lazypv.errors import UsageError
+from lazypv.errors import LazyPVError, UsageError
 from lazypv.files import check_writable
-from lazypv.snapshot.errors import SnapshotWriteError
+from lazypv.snapshot.errors import SnapshotWriteError, damaged_batch
 from lazypv.snapshot.ledger import sync_folder
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class LocalSource:
             done += more
         return done
 
+    @property
+    def handle(self) -> int:
+        """Its descriptor."""
+        return self._file
+
     def close(self) -> None:
         """Let go of it."""
         os.close(self._file)
@@ -111,6 +117,41 @@ class RemoteSource:
     def close(self) -> None:
         """Let go of it."""
         self._file.close()
+
+
+class Reader:
+    """What kernels read a source with: the address of a function like ``pread``, and a handle for it.
+
+    A file of this computer is read by the C library itself; any other source calls back into Python.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._error: OSError | None = None
+        self.arguments: tuple[int, int]
+        if isinstance(source, LocalSource):
+            self.arguments = _PREAD, source.handle
+            return
+        self._callback = _READS(self._read)  # as long as this lives its address is good
+        self.arguments = ctypes.cast(self._callback, ctypes.c_void_p).value or 0, 0
+
+    def _read(self, _handle: int, target: int, size: int, offset: int) -> int:
+        try:
+            into = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(target))
+            return self._source.read_into(into, offset)
+        except OSError as error:
+            self._error = error
+            return -1
+
+    def problem(self, name: str, index: int) -> LazyPVError:
+        """Why batch `index` could not be read."""
+        if self._error is not None:
+            return UsageError(f"{name}: {self._error.strerror or self._error}, while batch {index} was read")
+        return damaged_batch(name, index, "truncated")
+
+
+_READS = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64)
+_PREAD = ctypes.cast(ctypes.CDLL(None).pread, ctypes.c_void_p).value or 0
 
 
 def open_source(target: Target) -> Source:
