@@ -189,6 +189,8 @@ class _Group:
             handle, self.number, index, file.reader.arguments, file.layout.offset(index), batch,
             self.packed[first:last], self.at, rows, bounds,
         )  # fmt: skip
+        if rows.size < (last - first) * rows_of(file.layout.rows, index):
+            batch[: self.at[1]] = 0  # rows that nobody wants were opened in it
         if bad >= 0:
             self.problem = (
                 file.bad_row(index + bad, batch, self.at, row)

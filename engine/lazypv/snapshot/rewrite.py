@@ -25,7 +25,7 @@ from lazypv.snapshot.layout import ROWS, Header
 from lazypv.snapshot.ledger import Ledger
 from lazypv.snapshot.reader import SnapshotFile, check_header, open_state, pages_of, read_header
 from lazypv.snapshot.save import Lineage, Saved
-from lazypv.snapshot.store import Target, open_source
+from lazypv.snapshot.store import Target, keep_sources, open_source
 from lazypv.snapshot.verify import State
 from lazypv.snapshot.writer import Fill, Progress, SnapshotWriter, new_file_keys
 from lazypv.ultravisor.snapshots import ConfigurationState
@@ -95,12 +95,14 @@ def merge(targets: list[Target], output: Target, key: SnapshotKey, *, progress: 
     Raises
     ------
     UsageError
-        They are no chain.
+        They are no chain, or `output` is one that others may build on.
     LazyPVError
         As :class:`~lazypv.snapshot.chain.Chain`.
     """
     newest = _newest_of(targets, key)
     with Chain(newest, key, incomplete=True) as chain:
+        # The newest may be replaced: the new file stands for it. Others may have more children.
+        keep_sources(output, (file.name for file in chain.files[1:]))
         state = State(chain)
         pages = state.index.pages
         old = chain.newest.header
@@ -157,6 +159,7 @@ def recover(target: Target, output: Target, key: SnapshotKey, *, progress: Progr
         Its header is not whole, or no batch of it.
     NotAnArrowFileError, UsageError
     """
+    keep_sources(output, [target])
     source = open_source(target)
     try:
         found = read_header(source)

@@ -10,8 +10,9 @@ import contextlib
 import ctypes
 import os
 import secrets
+import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,6 +34,24 @@ UNFINISHED = ".unfinished"
 def is_uri(target: Target) -> bool:
     """Whether a store is named by a URI rather than by a path."""
     return "://" in os.fspath(target)
+
+
+def keep_sources(output: Target, sources: Iterable[Target]) -> None:
+    """Refuse to replace what a new file is made of, or builds on.
+
+    Raises
+    ------
+    UsageError
+    """
+    for source in sources:
+        if _same(output, source):
+            raise UsageError(f"{output}: would be replaced, but is what the new file is made of; name another output")
+
+
+def _same(one: Target, other: Target) -> bool:
+    if is_uri(one) or is_uri(other):
+        return os.fspath(one) == os.fspath(other)
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -59,8 +78,9 @@ class LocalSource:
 
     def __init__(self, path: Target) -> None:
         self.name = os.fspath(path)
-        self._file = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC)
-        if not Path(self.name).is_file():
+        # Without O_NONBLOCK opening a pipe waits for somebody who writes to it.
+        self._file = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
             os.close(self._file)
             raise UsageError(f"{self.name}: is not a regular file")
 
