@@ -453,9 +453,29 @@ def seal_row(out, at, row, plain, page, kind, version, key, ad):
         out[start : start + len(part)] = np.frombuffer(part, np.uint8)
 
 
+def address_row(ad, page, kind, version, own, nonce):
+    own[:] = np.frombuffer(row_data(ad, page, kind, version), np.uint64)
+    nonce[:] = np.frombuffer(nonce_of(page, 0, 3), np.uint64)
+
+
+def address_of_row(batch, at, row, ad, own, nonce):
+    version = int.from_bytes(batch[at[4] + 8 * row : at[4] + 8 * row + 8].tobytes(), "little")
+    address_row(ad, page_of(batch, at, row), int(batch[at[2] + row]), version, own, nonce)
+
+
+def page_of(batch, at, row):
+    return int.from_bytes(batch[at[1] + 4 * row : at[1] + 4 * row + 4].tobytes(), "little")
+
+
+def write_row(out, at, row, page, kind, version):
+    out[at[1] + 4 * row : at[1] + 4 * row + 4] = np.frombuffer(int(page).to_bytes(4, "little"), np.uint8)
+    out[at[2] + row] = kind
+    out[at[4] + 8 * row : at[4] + 8 * row + 8] = np.frombuffer(int(version).to_bytes(8, "little"), np.uint8)
+
+
 def open_row(batch, at, row, key, ad):
     """The plain page of a row, or None when it does not verify."""
-    page = int.from_bytes(batch[at[1] + 4 * row : at[1] + 4 * row + 4].tobytes(), "little")
+    page = page_of(batch, at, row)
     version = int.from_bytes(batch[at[4] + 8 * row : at[4] + 8 * row + 8].tobytes(), "little")
     kind = int(batch[at[2] + row])
     shown = batch[at[0] + PAGE_SIZE * row : at[0] + PAGE_SIZE * (row + 1)].tobytes()
@@ -534,8 +554,13 @@ def open_rows(batch, at, first, last, key, ad):
     return -1
 
 
-def restore_rows(world, slot, pte, batch, at, rows, key, ad, rc):
-    pages = [int.from_bytes(batch[at[1] + 4 * row : at[1] + 4 * row + 4].tobytes(), "little") for row in rows]
+def restore_rows(world, slot, pte, batch, at, rows, whole, key, ad, rc):
+    others = np.setdiff1d(np.arange((at[1] - at[0]) // PAGE_SIZE), rows) if whole else []
+    for row in others:
+        if open_rows(batch, at, row, row + 1, key, ad) >= 0:
+            rc[:] = 0xF12
+            return row
+    pages = [page_of(batch, at, row) for row in rows]
     claimed, fitting = set(), set()
     for page in pages:
         frame = int(entry_of(pte, page)) - 1
@@ -572,6 +597,67 @@ def restore_rows(world, slot, pte, batch, at, rows, key, ad, rc):
         world.records[slot][page] |= np.uint64(RECORD_IN)
     rc[:] = RC_DONE
     return -1
+
+
+def read_all(file, target, offset):
+    piece = file[offset : offset + target.size]
+    target[: len(piece)] = np.frombuffer(piece, np.uint8)
+    return len(piece) == target.size
+
+
+def read_packed(file, offset, at, packed):
+    for k, into in enumerate(packed):
+        batch = np.zeros(at[5], np.uint8)
+        if not read_all(file, batch, offset + k * at[5]):
+            return k
+        into[48:] = np.concatenate([batch[: at[0]], batch[at[1] :]])
+    return len(packed)
+
+
+def restore_batches(world, slot, pte, file, offset, packed, at, rows, bounds, first, key, ad, rc):
+    rc[:] = 0xF12
+    for k in range(len(packed)):
+        batch, whole = np.zeros(at[5], np.uint8), True
+        if not read_all(file, batch, offset + k * at[5]):
+            return k, -1
+        batch[at[1] :] = packed[k][48 + at[0] :]
+        words = np.concatenate([ad[:5], [np.uint64(first + k)], ad[6:]])
+        part = slice(bounds[k], bounds[k + 1])
+        bad = restore_rows(world, slot, pte, batch, at, rows[part], whole, key, words, rc[part])
+        if bad >= 0:
+            return k, bad
+    return -1, -1
+
+
+def packed(batch, at):
+    """What a MAC covers, behind room for a prefix."""
+    return np.concatenate([np.zeros(48, np.uint8), batch[: at[0]], batch[at[1] : at[5]]])
+
+
+def check_packed(packed, digits, rows, file_id, first, macs, key):
+    for k, each in enumerate(packed):
+        all_of_it = np.array([each.size - 48] * 6)  # as if it were metadata only
+        fits = batch_mac(each[48:], all_of_it, digits, rows, file_id, first + k, key, False)
+        if not fits or each[48 + digits : 48 + digits + 64].tobytes() != macs[first + k].tobytes().hex().encode():
+            return k
+    return -1
+
+
+def choose_rows(packed, at, rows, seen, chosen, pages, bounds):
+    count = 0
+    bounds[0] = 0
+    for k, each in enumerate(packed):
+        columns = each[48 + at[0] :]
+        for row in range(rows):
+            page = int.from_bytes(columns[4 * row : 4 * row + 4].tobytes(), "little")
+            if page >= seen.size:
+                return k
+            if columns[at[2] - at[1] + row] and not seen[page]:
+                chosen[count], pages[count] = row, page
+                count += 1
+            seen[page] = True
+        bounds[k + 1] = count
+    return len(packed)
 
 
 def batch_mac(batch, at, digits, rows, file_id, index, key, write):

@@ -332,6 +332,19 @@ load_half_at, store_half_at = _load_at(types.uint32), _store_at(types.uint32)
 load_byte_at, store_byte_at, swap_byte_at = _load_at(types.uint8), _store_at(types.uint8), _swap_at(types.uint8)
 
 
+@intrinsic
+def call_reader(_context: Any, function: Any, handle: Any, target: Any, size: Any, offset: Any) -> Any:
+    """What stands at address `function`: ``ssize_t function(int handle, void *target, size_t size, off_t offset)``."""
+    word = ir.IntType(64)
+    kind = ir.FunctionType(word, [ir.IntType(32), word, word, word])
+
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        called = builder.inttoptr(args[0], kind.as_pointer())
+        return builder.call(called, [builder.trunc(args[1], ir.IntType(32)), *args[2:]])
+
+    return types.int64(types.int64, types.int64, types.uint64, types.int64, types.int64), codegen
+
+
 # --- the cipher: AEGIS-256 from libsodium, as PyNaCl carries it --------------------------------------------------
 
 

@@ -1,9 +1,4 @@
-"""Rows of a snapshot: seal them out of a guest or a buffer, open them into a guest or in place, a batch's MAC.
-
-A batch is one stretch of bytes as it stands in the file: Arrow's metadata, the page bytes, the other columns. Row i of
-it has its bytes at ``at[0] + 4096 * i``; `at` (int64[6]) is where pages, guest pages, kinds, tags, versions and the end
-are. Associated data of a row: uint64[9] `ad`, format version, file id (four words), batch, guest page, kind, version.
-"""
+"""Rows of a snapshot out of a guest, and into one. How a row and a batch look: :mod:`lazypv_kernels.rows`."""
 
 from __future__ import annotations
 
@@ -37,24 +32,22 @@ from lazypv_kernels.layout import (
     SHR,
     TAG_SIZE,
 )
-from lazypv_kernels.native import (
-    address_of,
-    aegis256_decrypt,
-    aegis256_encrypt,
-    fence,
-    load_half_at,
-    load_word_at,
-    store_half_at,
-    store_word_at,
-    stream_zero_page,
+from lazypv_kernels.native import address_of, fence, stream_zero_page
+from lazypv_kernels.reading import read_all
+from lazypv_kernels.rows import (
+    AD_WORDS,
+    MAC_PREFIX,
+    PAGE_WORDS,
+    address_of_row,
+    address_row,
+    copy_words,
+    open_row,
+    page_of,
+    seal_row,
+    write_row,
 )
 from lazypv_kernels.seal import DOMAIN_LIVE
 from lazypv_kernels.tables import load_entry
-
-DOMAIN_SNAPSHOT = 3
-"""Rows of snapshots."""
-DOMAIN_BATCH = 4
-"""MACs of batches."""
 
 RC_TORN = 0x0F10
 """The page cannot be saved: what backs it is not what its record says, or was altered."""
@@ -63,77 +56,8 @@ RC_IN_SNAPSHOT = 0x0F11
 RC_ALTERED = 0x0F12
 """A row that is not what was sealed."""
 
-AD_WORDS = 9
-AD_SIZE = AD_WORDS * 8
-MAC_HEX = 2 * TAG_SIZE
-MAC_PREFIX = 48
 CLAIMED_AT_ONCE = 64
 """Pages that are claimed, then sealed, then let go: whoever touches one waits for that long."""
-_ZERO_DIGIT = 0x30
-_WORDS = PAGE_SIZE // 8
-_TAG_WORDS = TAG_SIZE // 8
-
-
-@kernel
-def _address_row(ad: U64, nonce: U64, page: Integer, kind: Integer, version: Integer) -> None:
-    """nonce : uint64[4]: guest page, zero, domain, zero."""
-    ad[6], ad[7], ad[8] = page, kind, version
-    nonce[0], nonce[1], nonce[2], nonce[3] = page, 0, DOMAIN_SNAPSHOT, 0
-
-
-@kernel
-def _copy_words(target: Integer, source: Integer, words: Integer) -> None:
-    """Copy 8-byte words from address to address; slices of arrays take several times as long."""
-    for k in range(words):
-        store_word_at(target + np.uint64(8 * k), load_word_at(source + np.uint64(8 * k)))
-
-
-@kernel
-def _gather_plain(ad: U64, address: Integer, scratch: U8) -> None:
-    """Associated data of a plain row: `ad`, then the page at `address`; into scratch : uint8[AD_SIZE + 4096]."""
-    _copy_words(address_of(scratch, 0), address_of(ad, 0), AD_WORDS)
-    _copy_words(address_of(scratch, AD_SIZE), address, _WORDS)
-
-
-@kernel
-def _seal_row(
-    out: U8, data: Integer, tag: Integer, source: Integer, kind: Integer, key: U8, ad: U64, nonce: U64, scratch: U8
-) -> None:
-    """Seal the page at address `source` to ``out[data:]``, its tag to ``out[tag:]``.
-
-    libsodium writes the tag behind the text, hence onto the next row: what stood there is put back.
-    """
-    end = data + PAGE_SIZE
-    if kind == KIND_SEALED:
-        spill, spare = address_of(out, end), address_of(scratch, 0)
-        _copy_words(spare, spill, _TAG_WORDS)
-        aegis256_encrypt(
-            address_of(out, data), 0, source, PAGE_SIZE, address_of(ad, 0), AD_SIZE, 0, address_of(nonce, 0),
-            address_of(key, 0),
-        )  # fmt: skip
-        # The only row of a batch has its own tag where this one is now: so it goes to the tag's place last.
-        made = spare + np.uint64(TAG_SIZE)
-        _copy_words(made, spill, _TAG_WORDS)
-        _copy_words(spill, spare, _TAG_WORDS)
-        _copy_words(address_of(out, tag), made, _TAG_WORDS)
-        return
-    size = AD_SIZE
-    where = address_of(ad, 0)
-    if kind == KIND_PLAIN:
-        _gather_plain(ad, source, scratch)
-        out[data:end] = scratch[AD_SIZE : AD_SIZE + PAGE_SIZE]
-        size, where = AD_SIZE + PAGE_SIZE, address_of(scratch, 0)
-    else:
-        out[data:end] = 0
-    aegis256_encrypt(address_of(out, tag), 0, where, 0, where, size, 0, address_of(nonce, 0), address_of(key, 0))
-
-
-@kernel
-def _write_row(out: U8, at: I64, row: Integer, page: Integer, kind: Integer, version: Integer) -> None:
-    """The other columns of a row: guest page (4 bytes), kind (1), version (8)."""
-    store_half_at(address_of(out, at[1] + 4 * row), np.uint32(page))
-    out[at[2] + row] = kind
-    store_word_at(address_of(out, at[4] + 8 * row), np.uint64(version))
 
 
 @kernel
@@ -172,7 +96,7 @@ def _open_exported(
 ) -> bool:  # fmt: skip
     """Open an exported page in copied : uint8[1, 4096]; the frame stays as it is. scratch : uint8[2 * SCRATCH_SIZE]."""
     write_nonce(nonce, page, record >> np.uint64(RECORD_VERSION_SHIFT), DOMAIN_LIVE, cipher)
-    _copy_words(address_of(copied, 0), address_of(contents, frame), _WORDS)
+    copy_words(address_of(copied, 0), address_of(contents, frame), PAGE_WORDS)
     tag = directory[slot * DIR_WORDS + DIR_TAGS] + np.uint64(page * TAG_SIZE)
     return open_page(copied, 0, tag, nonce, keys, slot, scratch, cipher)
 
@@ -197,6 +121,7 @@ def seal_rows(
     frames, records = np.empty(CLAIMED_AT_ONCE, np.int64), np.empty(CLAIMED_AT_ONCE, np.uint64)
     states, kinds = np.empty(CLAIMED_AT_ONCE, np.int64), np.empty(CLAIMED_AT_ONCE, np.int64)
     rows = np.empty(CLAIMED_AT_ONCE, np.int64)
+    ads, nonces = np.empty((CLAIMED_AT_ONCE, AD_WORDS), np.uint64), np.empty((CLAIMED_AT_ONCE, 4), np.uint64)
     busy = 0
     for first in range(0, pages.size, CLAIMED_AT_ONCE):
         held = 0
@@ -218,6 +143,7 @@ def seal_rows(
                 )
                 if why == RC_DONE and track[page, 1] == now:  # it was copied aside before the frame was claimed
                     why = RC_BUSY
+            address_row(ad, page, kinds[held], version, ads[held], nonces[held])
             code[i] = why
             busy += why == RC_BUSY
             held += 1
@@ -238,9 +164,8 @@ def seal_rows(
                 source = address_of(copied, 0)
             elif frame >= 0:
                 source = address_of(contents, frame)
-            _address_row(ad, nonce, page, kinds[k], version)
-            _seal_row(out, at[0] + PAGE_SIZE * i, at[3] + TAG_SIZE * i, source, kinds[k], key, ad, nonce, spare)
-            _write_row(out, at, i, page, kinds[k], version)
+            seal_row(out, at[0] + PAGE_SIZE * i, at[3] + TAG_SIZE * i, source, kinds[k], key, ads[k], nonces[k], spare)
+            write_row(out, at, i, page, kinds[k], version)
             track[page, 1] = now
         for k in range(held):
             if frames[k] >= 0:
@@ -252,101 +177,66 @@ def seal_rows(
 
 
 @kernel
-def seal_buffer(
-    source: U8, kinds: U8, versions: U64, key: U8, ad: U64, pages: I64, out: U8, at: I64, scratch: U8
-) -> None:
-    """Seal ``source[i]`` (uint8[k, 4096]) as guest page ``pages[i]``, row i of one batch; other parameters as above."""
-    nonce = np.empty(4, np.uint64)
-    for i in range(pages.size):
-        _address_row(ad, nonce, pages[i], kinds[i], versions[i])
-        _seal_row(
-            out, at[0] + PAGE_SIZE * i, at[3] + TAG_SIZE * i, address_of(source, i), kinds[i], key, ad, nonce, scratch
-        )
-        _write_row(out, at, i, pages[i], kinds[i], versions[i])
-    scratch[:] = 0
+def restore_batches(
+    contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, slot: Integer, pte: Table, function: Integer,
+    handle: Integer, offset: Integer, batch: U8, packed: U8, at: I64, rows: I64, bounds: I64, first: Integer, key: U8,
+    ad: U64, scratch: U8, rc: U16,
+) -> tuple[int, int]:  # fmt: skip
+    """Read batches of equal size, one by one, verify all of each and make rows of it pages of the guest in `slot`.
 
+    function, handle, offset : where they are (:mod:`lazypv_kernels.reading`). packed : uint8[k, n], what was verified
+    of them: their columns are taken from there. batch : uint8[at[5]], written. The rows of batch b are
+    ``rows[bounds[b]:bounds[b + 1]]`` (bounds : int64[k + 1]), `first` is number 0; ad : uint64[9], written. Other
+    parameters, and codes, as of :func:`restore_rows`; while one is busy it is tried again.
 
-@kernel
-def _page_of(batch: U8, at: I64, row: Integer) -> np.int64:
-    """Guest page of a row."""
-    return np.int64(load_half_at(address_of(batch, at[1] + 4 * row)))
-
-
-@kernel
-def _open_row(batch: U8, at: I64, row: Integer, target: Integer, key: U8, ad: U64, nonce: U64, scratch: U8) -> bool:
-    """Verify row `row` of `batch` and leave its plain page at address `target`; the batch is as before afterwards.
-
-    With target 0 a sealed row is decrypted in place.
+    Which batch and which row of it does not verify, row -1 if it could not be read, or -1 and -1; nothing behind it was
+    touched, and its pages have RC_ALTERED.
     """
-    data, tag, kind = at[0] + PAGE_SIZE * row, at[3] + TAG_SIZE * row, np.int64(batch[at[2] + row])
-    _address_row(ad, nonce, _page_of(batch, at, row), kind, load_word_at(address_of(batch, at[4] + 8 * row)))
-    end = data + PAGE_SIZE
-    if kind == KIND_SEALED:
-        text, spill, spare = address_of(batch, data), address_of(batch, end), address_of(scratch, 0)
-        _copy_words(spare, spill, _TAG_WORDS)
-        _copy_words(spill, address_of(batch, tag), _TAG_WORDS)
-        answer = aegis256_decrypt(
-            target if target != np.uint64(0) else text, 0, 0, text, SCRATCH_SIZE, address_of(ad, 0), AD_SIZE,
-            address_of(nonce, 0), address_of(key, 0),
-        )  # fmt: skip
-        _copy_words(spill, spare, _TAG_WORDS)
-        return answer == 0
-    size = AD_SIZE
-    where = address_of(ad, 0)
-    if kind == KIND_PLAIN:
-        _gather_plain(ad, address_of(batch, data), scratch)
-        size, where = AD_SIZE + PAGE_SIZE, address_of(scratch, 0)
-    elif kind != KIND_ZERO or not _all_zero(batch, data):
-        return False
-    answer = aegis256_decrypt(
-        where, 0, 0, address_of(batch, tag), TAG_SIZE, where, size, address_of(nonce, 0), address_of(key, 0)
-    )
-    if answer == 0 and target != np.uint64(0):
-        _copy_words(target, address_of(batch, data), _WORDS)
-    return answer == 0
-
-
-@kernel
-def _all_zero(batch: U8, data: Integer) -> bool:
-    text = address_of(batch, data)
-    found = np.uint64(0)
-    for k in range(_WORDS):
-        found |= load_word_at(text + np.uint64(8 * k))
-    return bool(found == np.uint64(0))
-
-
-@kernel
-def open_rows(batch: U8, at: I64, first: Integer, last: Integer, key: U8, ad: U64, scratch: U8) -> int:
-    """Verify rows ``[first, last)`` of a private copy of a batch, and decrypt them in place.
-
-    The first row that is not what was sealed, or -1. batch : uint8[at[5]]; key : uint8[32]; scratch : uint8[2 * 4128].
-    """
-    nonce = np.empty(4, np.uint64)
-    for row in range(first, last):
-        if not _open_row(batch, at, row, np.uint64(0), key, ad, nonce, scratch):
-            return row
-    return -1
+    rc[:] = RC_ALTERED
+    for k in range(len(packed)):
+        if not read_all(function, handle, batch, offset + k * at[5]):
+            return k, -1
+        copy_words(address_of(batch, at[1]), address_of(packed[k], MAC_PREFIX + at[0]), (at[5] - at[1]) >> 3)
+        part = slice(bounds[k], bounds[k + 1])
+        ad[5] = first + k
+        whole = True
+        while whole or (rc[part].size and rc[bounds[k]] == RC_BUSY):
+            bad = restore_rows(
+                contents, state, owner, guest_page, directory, slot, pte, batch, at, rows[part], whole, key, ad,
+                scratch, rc[part],
+            )  # fmt: skip
+            if bad >= 0:
+                return k, bad
+            whole = False
+    return -1, -1
 
 
 @kernel
 def restore_rows(
     contents: U8, state: U8, owner: U16, guest_page: U32, directory: U64, slot: Integer, pte: Table, batch: U8, at: I64,
-    rows: I64, key: U8, ad: U64, scratch: U8, rc: U16,
+    rows: I64, whole: bool, key: U8, ad: U64, scratch: U8, rc: U16,
 ) -> int:  # fmt: skip
-    """Verify `rows` of a private copy of a batch and make them pages of the guest in `slot`: all of them, or none.
+    """Verify `rows` (ascending) of a private copy of a batch and make them pages of the guest in `slot`: all, or none.
+
+    whole : the batch's other rows are verified before, and decrypted in place; else only `rows` need have been read.
 
     Plain text goes straight into frames that are claimed, so that nobody sees one before all have been verified; if one
-    does not verify they are cleared. rc : uint16[k], written: RC_DONE, RC_BUSY, RC_TORN (its frame is somebody's, or
-    the guest has the page already), RC_ALTERED; the row that does not verify, or -1.
+    does not verify they are cleared. scratch : uint8[2 * SCRATCH_SIZE]. rc : uint16[k], written: RC_DONE, RC_BUSY,
+    RC_TORN (its frame is somebody's, or the guest has the page already), RC_ALTERED; the row that does not verify,
+    or -1.
     """
-    nonce = np.empty(4, np.uint64)
     frames = np.full(rows.size, -1, np.int64)
     records = np.zeros(rows.size, np.uint64)
     why: Integer = RC_DONE
-    bad = -1
+    bad = _open_others(batch, at, rows, key, ad, scratch) if whole else -1
+    if bad >= 0:
+        rc[:] = RC_ALTERED
+        return bad
     held = 0
+    ads, nonces = np.empty((rows.size, AD_WORDS), np.uint64), np.empty((rows.size, 4), np.uint64)
     for i in range(rows.size):
-        page = _page_of(batch, at, rows[i])
+        address_of_row(batch, at, rows[i], ad, ads[i], nonces[i])
+        page = page_of(batch, at, rows[i])
         entry = entry_of(pte, page)
         if entry == NO_FRAME:
             why = RC_TORN
@@ -367,11 +257,11 @@ def restore_rows(
         held += 1
     if why == RC_DONE:
         for i in range(rows.size):
-            if not _open_row(batch, at, rows[i], address_of(contents, frames[i]), key, ad, nonce, scratch):
+            if not open_row(batch, at, rows[i], address_of(contents, frames[i]), key, ads[i], nonces[i], scratch):
                 bad, why = rows[i], RC_ALTERED
                 break
     for i in range(held):
-        page = _page_of(batch, at, rows[i])
+        page = page_of(batch, at, rows[i])
         if why == RC_DONE:
             plain = batch[at[2] + rows[i]] == KIND_PLAIN
             owner[frames[i]], guest_page[frames[i]] = slot, page
@@ -388,33 +278,15 @@ def restore_rows(
 
 
 @kernel
-def batch_mac(
-    batch: U8, at: I64, digits: Integer, rows: Integer, file_id: U8, index: Integer, key: U8, scratch: U8, write: bool
-) -> bool:
-    """The MAC of a batch, over everything but its page bytes, which the rows' tags stand for.
-
-    digits : where its 64 hexadecimal digits stand in the metadata; file_id, key : uint8[32]; scratch : uint8[48 +
-    at[0] + at[5] - at[1]]. With `write` the digits are written, else compared; false if they differ.
-    """
-    scratch[:TAG_SIZE] = file_id
-    for k in range(8):
-        scratch[TAG_SIZE + k] = (index >> (8 * k)) & 0xFF
-        scratch[TAG_SIZE + 8 + k] = (rows >> (8 * k)) & 0xFF
-    end = MAC_PREFIX + at[0]
-    scratch[MAC_PREFIX:end] = batch[: at[0]]
-    scratch[MAC_PREFIX + digits : MAC_PREFIX + digits + MAC_HEX] = _ZERO_DIGIT
-    size = end + at[5] - at[1]
-    scratch[end:size] = batch[at[1] : at[5]]
-    nonce = np.zeros(4, np.uint64)
-    nonce[0], nonce[2] = index, DOMAIN_BATCH
-    tag = np.empty(TAG_SIZE, np.uint8)
-    where = address_of(scratch, 0)
-    aegis256_encrypt(address_of(tag, 0), 0, where, 0, where, size, 0, address_of(nonce, 0), address_of(key, 0))
-    same = True
-    for k in range(MAC_HEX):
-        half = np.int64(tag[k >> 1] >> 4 if k & 1 == 0 else tag[k >> 1] & 15)
-        digit = np.uint8(half + _ZERO_DIGIT if half < 10 else half + 0x57)
-        if write:
-            batch[digits + k] = digit
-        same &= batch[digits + k] == digit
-    return same
+def _open_others(batch: U8, at: I64, rows: I64, key: U8, ad: U64, scratch: U8) -> int:
+    """Verify all rows of a batch but `rows` (ascending), in place; the first that is bad, or -1."""
+    own, nonce = np.empty(AD_WORDS, np.uint64), np.empty(4, np.uint64)
+    k = 0
+    for row in range((at[1] - at[0]) // PAGE_SIZE):
+        if k < rows.size and rows[k] == row:
+            k += 1
+            continue
+        address_of_row(batch, at, row, ad, own, nonce)
+        if not open_row(batch, at, row, np.uint64(0), key, own, nonce, scratch):
+            return row
+    return -1

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import twins
 
-from lazypv_kernels import snapshots, tracking
+from lazypv.snapshot.store import LocalSource, Reader
+from lazypv_kernels import reading, snapshots, tracking
+from lazypv_kernels import rows as row_kernels
 from lazypv_kernels.ciphers import AEGIS256
 from lazypv_kernels.layout import (
     DIR_GENERATION,
@@ -67,7 +69,7 @@ def test_rows_of_a_buffer_are_sealed_as_the_twin_seals_them(seed):
     batch, at, key, ad, source, pages, kinds = a_sealed_batch(rng)
     versions = rng.integers(0, 2**40, ROWS).astype(np.uint64)
     ours, theirs, spare = batch.copy(), batch.copy(), scratch(2)
-    snapshots.seal_buffer(source, kinds, versions, key, ad.copy(), pages, ours, at, spare)
+    row_kernels.seal_buffer(source, kinds, versions, key, ad.copy(), pages, ours, at, spare)
     twins.seal_buffer(source, kinds, versions, key, ad, pages, theirs, at)
     np.testing.assert_array_equal(ours, theirs)
     assert not spare.any()
@@ -81,10 +83,10 @@ def test_a_batch_of_few_rows_keeps_all_of_its_columns(rows):
     source = rng.integers(0, 256, (rows, 4096)).astype(np.uint8)
     kinds, versions = np.full(rows, 2, np.uint8), np.arange(rows).astype(np.uint64)
     ours, theirs = np.zeros(at[5], np.uint8), np.zeros(at[5], np.uint8)
-    snapshots.seal_buffer(source, kinds, versions, key, ad.copy(), pages, ours, at, scratch(2))
+    row_kernels.seal_buffer(source, kinds, versions, key, ad.copy(), pages, ours, at, scratch(2))
     twins.seal_buffer(source, kinds, versions, key, ad, pages, theirs, at)
     np.testing.assert_array_equal(ours, theirs)
-    assert snapshots.open_rows(ours, at, 0, rows, key, ad, scratch(2)) == -1
+    assert row_kernels.open_rows(ours, at, 0, rows, key, ad, scratch(2)) == -1
     np.testing.assert_array_equal(ours[at[0] : at[1]].reshape(rows, 4096), source)
     ours[at[0] : at[1]] = theirs[at[0] : at[1]]
     np.testing.assert_array_equal(ours, theirs)
@@ -95,7 +97,7 @@ def test_rows_are_opened_in_place_as_the_twin_opens_them(seed):
     rng = np.random.default_rng(seed)
     batch, at, key, ad, source, _, _ = a_sealed_batch(rng)
     ours, theirs = batch.copy(), batch.copy()
-    assert snapshots.open_rows(ours, at, 0, ROWS, key, ad.copy(), scratch(2)) == -1
+    assert row_kernels.open_rows(ours, at, 0, ROWS, key, ad.copy(), scratch(2)) == -1
     assert twins.open_rows(theirs, at, 0, ROWS, key, ad) == -1
     np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_array_equal(ours[at[0] : at[1]].reshape(ROWS, 4096), source)
@@ -112,7 +114,7 @@ def test_a_bit_that_flips_in_any_column_of_any_kind_is_found_in_its_row(seed, ki
     row = int(rng.integers(0, ROWS))
     at_byte = at[column] + width * row + int(rng.integers(0, width))
     batch[at_byte] ^= np.uint8(1 << rng.integers(0, 8))
-    assert snapshots.open_rows(batch, at, 0, ROWS, key, ad, scratch(2)) == row
+    assert row_kernels.open_rows(batch, at, 0, ROWS, key, ad, scratch(2)) == row
 
 
 @seeds(2)
@@ -122,10 +124,10 @@ def test_a_row_does_not_open_under_another_batch_file_or_key(seed):
     for word in range(6):
         other = ad.copy()
         other[word] += np.uint64(1)
-        assert snapshots.open_rows(batch.copy(), at, 0, ROWS, key, other, scratch(2)) == 0
+        assert row_kernels.open_rows(batch.copy(), at, 0, ROWS, key, other, scratch(2)) == 0
     other_key = key.copy()
     other_key[31] ^= 1
-    assert snapshots.open_rows(batch.copy(), at, 0, ROWS, other_key, ad, scratch(2)) == 0
+    assert row_kernels.open_rows(batch.copy(), at, 0, ROWS, other_key, ad, scratch(2)) == 0
 
 
 @seeds(3)
@@ -134,19 +136,19 @@ def test_the_mac_of_a_batch_is_its_twin_and_covers_all_but_the_page_bytes(seed):
     batch, at, key, *_ = a_sealed_batch(rng)
     file_id, index, spare = a_key(rng), int(rng.integers(0, 2**40)), scratch(4)
     theirs = batch.copy()
-    assert snapshots.batch_mac(batch, at, DIGITS, ROWS, file_id, index, key, spare, True)
+    assert row_kernels.batch_mac(batch, at, DIGITS, ROWS, file_id, index, key, spare, True)
     assert twins.batch_mac(theirs, at, DIGITS, ROWS, file_id, index, key, True)
     np.testing.assert_array_equal(batch, theirs)
-    assert snapshots.batch_mac(batch, at, DIGITS, ROWS, file_id, index, key, spare, False)
-    assert not snapshots.batch_mac(batch, at, DIGITS, ROWS, file_id, index + 1, key, spare, False)
-    assert not snapshots.batch_mac(batch, at, DIGITS, ROWS - 1, file_id, index, key, spare, False)
+    assert row_kernels.batch_mac(batch, at, DIGITS, ROWS, file_id, index, key, spare, False)
+    assert not row_kernels.batch_mac(batch, at, DIGITS, ROWS, file_id, index + 1, key, spare, False)
+    assert not row_kernels.batch_mac(batch, at, DIGITS, ROWS - 1, file_id, index, key, spare, False)
     outside = np.concatenate([np.arange(at[0]), np.arange(at[1], at[5])])
     for byte in rng.choice(outside, 60):
         batch[byte] ^= 1
-        assert not snapshots.batch_mac(batch, at, DIGITS, ROWS, file_id, index, key, spare, False)
+        assert not row_kernels.batch_mac(batch, at, DIGITS, ROWS, file_id, index, key, spare, False)
         batch[byte] ^= 1
     batch[at[0]] ^= 1
-    assert snapshots.batch_mac(batch, at, DIGITS, ROWS, file_id, index, key, spare, False)
+    assert row_kernels.batch_mac(batch, at, DIGITS, ROWS, file_id, index, key, spare, False)
 
 
 def a_guest_with_pages(rng, size, held):
@@ -195,31 +197,185 @@ def test_rows_of_a_guest_are_sealed_as_the_twin_seals_them(seed, size):
     assert not spare.any()
 
 
-@every_size
-@pytest.mark.parametrize("flip", [False, True], ids=["whole", "altered"])
-@seeds(5)
-def test_rows_are_restored_as_the_twin_restores_them(seed, flip, size):
-    """All rows become the guest's, or none does and the frames are clear: no page of a damaged batch is the guest's."""
+@seeds(3)
+def test_a_row_is_addressed_and_written_as_its_twin_is(seed):
+    """Format: associated data, nonce, and the columns beside the page bytes and the tag."""
     rng = np.random.default_rng(seed)
-    ours = random_world(rng, size, held=0.0)
-    batch, at, key, ad, *_ = a_sealed_batch(rng)
-    pte = np.zeros(GUEST_PAGES, np.uint32)
+    batch, at, _, ad, *_ = a_sealed_batch(rng)
+    for row in range(ROWS):
+        ours, theirs = np.zeros(13, np.uint64), np.zeros(13, np.uint64)
+        row_kernels.address_of_row(batch, at, row, ad, ours[:9], ours[9:])
+        twins.address_of_row(batch, at, row, ad, theirs[:9], theirs[9:])
+        np.testing.assert_array_equal(ours, theirs)
+        assert row_kernels.page_of(batch, at, row) == twins.page_of(batch, at, row)
+    theirs = batch.copy()
+    row_kernels.write_row(batch, at, 3, 77, 2, 2**40)
+    twins.write_row(theirs, at, 3, 77, 2, 2**40)
+    np.testing.assert_array_equal(batch, theirs)
+
+
+@seeds(4)
+def test_packed_batches_are_checked_as_the_twin_checks_them(seed):
+    """Of one that is altered, moved, or not the one in the list the number is told."""
+    rng = np.random.default_rng(seed)
+    file_id, first = a_key(rng), int(rng.integers(0, 3))
+    macs, key, packed = rng.integers(0, 256, (first + 4, 32)).astype(np.uint8), a_key(rng), []
+    for k in range(4):
+        batch, at, *_ = a_sealed_batch(rng)
+        twins.batch_mac(batch, at, DIGITS, ROWS, file_id, first + k, key, True)
+        macs[first + k] = np.frombuffer(bytes.fromhex(batch[DIGITS : DIGITS + 64].tobytes().decode()), np.uint8)
+        packed.append(twins.packed(batch, at))
+    packed = np.array(packed)
+
+    def agreed(altered, listed):
+        before = altered.copy()
+        found = row_kernels.check_packed(altered, DIGITS, ROWS, file_id, first, listed, key)
+        np.testing.assert_array_equal(altered[:, 48:], before[:, 48:])
+        assert found == twins.check_packed(before, DIGITS, ROWS, file_id, first, listed, key)
+        return found
+
+    assert agreed(packed.copy(), macs) == -1
+    assert agreed(packed[[0, 2, 1, 3]], macs) == 1
+    for byte in rng.integers(48, packed.shape[1], 30):
+        altered, where = packed.copy(), int(rng.integers(0, 4))
+        altered[where, byte] ^= 1
+        assert agreed(altered, macs) == where
+    macs[first + 2, 31] ^= 1
+    assert agreed(packed.copy(), macs) == 2
+
+
+@seeds(4)
+def test_what_a_restore_wants_is_chosen_as_the_twin_chooses_it(seed):
+    """Not what is zero, not what a newer file has; a page beyond the guest ends it before it is looked up."""
+    rng = np.random.default_rng(seed)
+    batches = [a_sealed_batch(rng) for _ in range(3)]
+    at = batches[0][1]
+    packed = np.array([twins.packed(batch, at) for batch, *_ in batches])
+    size = GUEST_PAGES if seed else int(max(pages.max() for *_, pages, _ in batches[1:2]))
+    ours = [rng.random(size) < 0.3, *(np.zeros(n, np.int64) for n in (3 * ROWS, 3 * ROWS, 4))]
+    theirs = [each.copy() for each in ours]
+    good = row_kernels.choose_rows(packed, at, ROWS, *ours)
+    assert good == twins.choose_rows(packed, at, ROWS, *theirs)
+    assert (good == 3) == bool(seed)
+    for mine, its in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine, its)
+
+
+def a_guest_to_restore(rng, size, seed):
+    """A world in which guest 1 has had no page, and where its pages will be; in one of them something is in the way."""
+    world, pte = random_world(rng, size, held=0.0), np.zeros(GUEST_PAGES, np.uint32)
     if size:
         some = rng.permutation(size)[:GUEST_PAGES]
         pte[: some.size] = some + 1
-        ours.state[some] = NS
-        ours.records[1][:] = 0
+        world.state[some] = NS
+        world.records[1][:] = 0
         if seed == 4:
-            ours.state[some[0]], ours.records[1][3] = SEC, 4
+            world.state[some[0]], world.records[1][3] = SEC, 4
+    return world, pte
+
+
+@every_size
+@pytest.mark.parametrize("whole", [False, True], ids=["rows", "whole"])
+@pytest.mark.parametrize("flip", [False, True], ids=["as sealed", "altered"])
+@seeds(5)
+def test_rows_are_restored_as_the_twin_restores_them(seed, flip, whole, size):
+    """All rows become the guest's, or none does and the frames are clear: no page of a damaged batch is the guest's."""
+    rng = np.random.default_rng(seed)
+    batch, at, key, ad, *_ = a_sealed_batch(rng)
+    ours, pte = a_guest_to_restore(rng, size, seed)
     if flip:
         batch[at[0] + int(rng.integers(0, 4096 * ROWS))] ^= 1
-    theirs, rows = ours.copy(), rng.permutation(ROWS)[:5]
-    rc, rc2 = np.zeros(5, np.uint16), np.zeros(5, np.uint16)
+    theirs, rows = ours.copy(), np.sort(rng.permutation(ROWS)[:5])
+    rc, rc2, mine, its = np.zeros(5, np.uint16), np.zeros(5, np.uint16), batch.copy(), batch.copy()
     bad = snapshots.restore_rows(
-        ours.contents, ours.state, ours.owner, ours.guest_page, ours.directory, 1, pte, batch.copy(), at, rows, key,
+        ours.contents, ours.state, ours.owner, ours.guest_page, ours.directory, 1, pte, mine, at, rows, whole, key,
         ad.copy(), scratch(2), rc,
     )  # fmt: skip
-    assert bad == twins.restore_rows(theirs, 1, pte, batch, at, rows, key, ad, rc2)
+    assert bad == twins.restore_rows(theirs, 1, pte, its, at, rows, whole, key, ad, rc2)
+    np.testing.assert_array_equal(rc, rc2)
+    assert_same_world(ours, theirs)
+
+
+@pytest.fixture
+def reader(tmp_path):
+    """Makes of bytes a file, and what kernels read it with."""
+    opened = []
+
+    def make(content):
+        path = tmp_path / str(len(opened))
+        path.write_bytes(content)
+        opened.append(LocalSource(path))
+        return Reader(opened[-1]).arguments
+
+    yield make
+    for source in opened:
+        source.close()
+
+
+@pytest.mark.parametrize("missing", [0, 1, 9, 24000])
+@seeds(2)
+def test_batches_are_read_without_their_page_bytes_as_the_twin_reads_them(reader, seed, missing):
+    """Of a file that is too short the number of whole batches is told."""
+    rng = np.random.default_rng(seed)
+    at = layout()
+    file = rng.integers(0, 256, 40 + 3 * at[5] - missing).astype(np.uint8).tobytes()
+    ours, theirs = (np.zeros((3, 48 + at[0] + at[5] - at[1]), np.uint8) for _ in range(2))
+    whole = reading.read_packed(*reader(file), 40, at, ours)
+    assert whole == twins.read_packed(file, 40, at, theirs) == (2 if missing else 3)
+    np.testing.assert_array_equal(ours[:whole], theirs[:whole])
+
+
+@pytest.mark.parametrize("short", [1, 2, 7])
+def test_what_reads_a_little_at_a_time_is_asked_again(short):
+    """As pread may; and an error of what reads is told, not spun on."""
+    content = np.random.default_rng(short).integers(0, 256, 50).astype(np.uint8)
+
+    class Slow:
+        def read_into(self, buffer, offset):
+            piece = content[offset : offset + min(short, buffer.size)]
+            buffer[: piece.size] = piece
+            return piece.size
+
+    class Broken:
+        def read_into(self, buffer, offset):
+            raise OSError(5, "Input/output error")
+
+    kept, broken, ours = Reader(Slow()), Reader(Broken()), np.zeros(20, np.uint8)
+    assert reading.read_all(*kept.arguments, ours, 10)
+    theirs = np.zeros(20, np.uint8)
+    assert twins.read_all(content.tobytes(), theirs, 10)
+    np.testing.assert_array_equal(ours, theirs)
+    assert not reading.read_all(*kept.arguments, ours, 40)
+    assert not reading.read_all(*broken.arguments, ours, 0)
+    assert "Input/output error" in str(broken.problem("a.arrow", 3))
+
+
+@every_size
+@pytest.mark.parametrize("damage", ["none", "flip", "end"])
+@seeds(5)
+def test_batches_are_restored_as_the_twin_restores_them(reader, seed, damage, size):
+    """One by one: those before a damaged one are the guest's, nothing behind it is touched."""
+    rng = np.random.default_rng(seed)
+    first, key, ad, at = 3, a_key(rng), row_words(rng), layout(2)
+    pages = rng.permutation(GUEST_PAGES)[:6].reshape(3, 2)
+    batches = np.zeros((3, at[5]), np.uint8)
+    for k in range(3):
+        words = ad.copy()
+        words[5] = first + k
+        source, kinds = rng.integers(0, 256, (2, 4096)).astype(np.uint8), np.full(2, 1 + k % 2, np.uint8)
+        twins.seal_buffer(source, kinds, np.arange(2), key, words, np.sort(pages[k]), batches[k], at)
+    packed = np.array([twins.packed(batch, at) for batch in batches])
+    if damage == "flip":
+        batches[int(rng.integers(0, 3)), at[0] + int(rng.integers(0, 8192))] ^= 1
+    file = bytes(16) + batches.tobytes()[: at[5] * 2 + 99 if damage == "end" else None]
+    ours, pte = a_guest_to_restore(rng, size, seed)
+    theirs, rows, bounds = ours.copy(), np.array([0, 1, 1, 0]), np.array([0, 2, 3, 4])
+    rc, rc2 = np.zeros(4, np.uint16), np.zeros(4, np.uint16)
+    bad = snapshots.restore_batches(
+        ours.contents, ours.state, ours.owner, ours.guest_page, ours.directory, 1, pte, *reader(file), 16,
+        np.zeros(at[5], np.uint8), packed, at, rows, bounds, first, key, ad.copy(), scratch(2), rc,
+    )  # fmt: skip
+    assert bad == twins.restore_batches(theirs, 1, pte, file, 16, packed, at, rows, bounds, first, key, ad, rc2)
     np.testing.assert_array_equal(rc, rc2)
     assert_same_world(ours, theirs)
 

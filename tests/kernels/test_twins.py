@@ -2,11 +2,24 @@
 
 import twins
 
-from lazypv_kernels import access, batches, claims, references, scan, seal, snapshots, sweep, tables, tracking
+from lazypv_kernels import (
+    access,
+    batches,
+    claims,
+    reading,
+    references,
+    rows,
+    scan,
+    seal,
+    snapshots,
+    sweep,
+    tables,
+    tracking,
+)
 from lazypv_kernels.compiled import KERNELS
 
-ROOMS = (access, batches, claims, references, scan, seal, snapshots, sweep, tables, tracking)
-ADDRESSES = {"record_address"}
+ROOMS = (access, batches, claims, reading, references, rows, scan, seal, snapshots, sweep, tables, tracking)
+ADDRESSES = {"record_address", "copy_words"}
 
 
 def test_every_kernel_has_a_twin():

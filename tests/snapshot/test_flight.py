@@ -24,7 +24,7 @@ from lazypv.errors import EXIT_BAD_INPUT, EXIT_INTEGRITY, EXIT_INTERRUPTED, Usag
 from lazypv.snapshot import Ledger, SnapshotKey
 from lazypv.snapshot import flight as wire
 from lazypv.snapshot.errors import DamagedSnapshotError, KeyFileError, RollBackError, WrongKeyError
-from lazypv.snapshot.flight import Address, Token, TransferError, extents_of, message_of
+from lazypv.snapshot.flight import Address, Token, TransferError, extents_of, message_of, read_ticket
 from lazypv.snapshot.part import PART
 from lazypv.snapshot.pull import OtherSnapshotError, pull
 from lazypv.snapshot.reader import SnapshotFile
@@ -492,6 +492,66 @@ def test_a_server_that_sends_nothing_any_more_counts_as_gone(store, tmp_path):
         with pytest.raises(TransferError, match="batch 4: nothing came"):
             pull(server.address.server, tmp_path / "x", key, patience=0.5)
         server.shelf.go_on.set()
+    assert os.listdir(tmp_path) == ["x.part"]
+
+
+class Breaking(Shelf):
+    """A stream that breaks off behind its header, end and `after` batches; the last of them brings everything."""
+
+    breaks, after = 4, 3
+
+    def __init__(self, targets):
+        super().__init__(targets)
+        self.asked = []
+
+    def stream(self, ticket):
+        self.asked.append(read_ticket(ticket)[1])
+        for number, extents in enumerate(super().stream(ticket)):
+            if number == 2 + self.after and len(self.asked) <= self.breaks:
+                raise RuntimeError("a cable was pulled")
+            yield extents
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_stream_that_breaks_off_is_taken_up_behind_the_last_batch(store, tmp_path, monkeypatch, after):
+    """Each that brings a batch begins the count of retries anew; nothing is asked for or verified twice."""
+    key, folder = store
+    monkeypatch.setattr(Breaking, "after", after)
+    slept = []
+    monkeypatch.setattr("lazypv.snapshot.pull.time.sleep", slept.append)
+    with serving(folder / "a.arrow", shelf=Breaking) as server:
+        done = pull(server.address.server, tmp_path / "x", key, retries=1)
+    assert server.shelf.asked == [after * number for number in range(5)]
+    assert slept == [0.5] * 4
+    assert (done.kept, done.batches) == (0, 9)
+    assert (tmp_path / "x").read_bytes() == (folder / "a.arrow").read_bytes()
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_stream_that_brings_nothing_is_given_up_after_some_tries(store, tmp_path, monkeypatch):
+    key, folder = store
+    monkeypatch.setattr(Breaking, "after", 0)
+    slept = []
+    monkeypatch.setattr("lazypv.snapshot.pull.time.sleep", slept.append)
+    with serving(folder / "a.arrow", shelf=Breaking) as server, pytest.raises(TransferError, match="broke off"):
+        pull(server.address.server, tmp_path / "x", key, retries=3)
+    assert server.shelf.asked == [0] * 4
+    assert slept == [0.5, 1.0, 2.0]
+    assert os.listdir(tmp_path) == ["x.part"]
+
+
+def test_another_snapshot_is_not_put_behind_one_that_broke_off(store, tmp_path, monkeypatch):
+    """The server has changed what it serves under that name between two tries."""
+    key, folder = store
+
+    with serving(folder / "a.arrow", shelf=Breaking) as server:
+
+        def meanwhile(_seconds):
+            server.shelf.by_name["a.arrow"] = Shelf([folder / "b.arrow"]).by_name["b.arrow"]
+
+        monkeypatch.setattr("lazypv.snapshot.pull.time.sleep", meanwhile)
+        with pytest.raises(lazypv.snapshot.pull.OtherSnapshotError):
+            pull(server.address.server, tmp_path / "x", key, retries=2)
     assert os.listdir(tmp_path) == ["x.part"]
 
 

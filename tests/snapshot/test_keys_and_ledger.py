@@ -8,10 +8,11 @@ import pickle
 import numpy as np
 import pytest
 
-from lazypv.errors import IntegrityError
+from lazypv.errors import IntegrityError, UsageError
 from lazypv.snapshot import Ledger, SnapshotKey
 from lazypv.snapshot.errors import KeyFileError, RollBackError
 from lazypv.snapshot.keys import FileKeys
+from lazypv.snapshot.store import open_source
 from lazypv.snapshot.verify import verify
 
 from .conftest import change, end
@@ -175,3 +176,12 @@ def test_a_key_that_is_in_no_file_has_no_ledger(host, vm, tmp_path):
     vm.snapshot(tmp_path / "b.arrow", key=key)
     end(host, vm, host.restore(tmp_path / "a.arrow", key=key))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.arrow", "b.arrow"]
+
+
+def test_a_pipe_is_neither_waited_for_nor_read(tmp_path, key):
+    """Opening one that nobody writes to would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(KeyFileError, match="not a regular file"):
+        SnapshotKey.load(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="not a regular file"):
+        open_source(tmp_path / "pipe")

@@ -68,6 +68,34 @@ def test_a_child_of_a_snapshot_is_a_child_of_its_merged_form(host, vm, key, tmp_
     end(host, vm, other)
 
 
+def test_nothing_replaces_what_it_is_made_of(host, vm, key, tmp_path, chain):
+    """A child in its parent's place would be its own parent, and the state lost; others may build on it too."""
+    before = [name.read_bytes() for name in chain]
+    (tmp_path / "link").symlink_to(chain[0])
+    for target in (*chain, tmp_path / "link"):
+        with pytest.raises(UsageError, match="would be replaced"):
+            vm.snapshot(target, key=key, parent=chain[2])
+        with pytest.raises(UsageError, match="would be replaced"):
+            export_core(chain[2], target, key)
+    for target in chain[:2]:
+        with pytest.raises(UsageError, match="would be replaced"):
+            merge(list(chain), target, key)
+        with pytest.raises(UsageError, match="would be replaced"):
+            recover(target, target, key)
+    assert [name.read_bytes() for name in chain] == before
+    vm.snapshot(tmp_path / "d.arrow", key=key, parent=chain[2])
+    merge([chain[2]], chain[2], key)
+    assert verify(chain[2], key).files == [str(chain[2])]
+    end(host, vm)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_save_needs_no_more_of_its_chain_than_the_parent(host, vm, key, tmp_path, chain, lost):
+    chain[lost].unlink()
+    assert vm.snapshot(tmp_path / "d.arrow", key=key, parent=chain[2]).pages == 0
+    end(host, vm)
+
+
 def test_files_that_are_no_chain_are_not_merged(vm, key, tmp_path, chain):
     vm.snapshot(tmp_path / "other.arrow", key=key)
     with pytest.raises(UsageError, match="does not build on"):

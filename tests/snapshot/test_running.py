@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
@@ -174,6 +175,55 @@ def test_a_guest_works_while_the_rest_is_fetched(host, vm, key, tmp_path):
         np.testing.assert_array_equal(memory_of(other), memory_of(vm))
         end(host, other)
     end(host, vm)
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["ended", "left"])
+def test_a_zero_page_that_is_touched_while_the_last_page_comes_in_is_zero(host, vm, key, tmp_path, left):
+    """The CPU was told that its page is still in the snapshot; the prefetch does not wait for it, since it is zero."""
+    vm.snapshot(tmp_path / "a.arrow", key=key)
+    zero = int(np.flatnonzero(~memory_of(vm).any(axis=1))[0])
+    other = host.restore(tmp_path / "a.arrow", key=key, lazy=True, prefetch=False)
+    pager = other.pager
+    real = pager._restore
+    handle = pager._chain.newest.source.handle
+
+    def meanwhile(pages):
+        pager._restore = real
+        other.start_prefetch(())
+        while not pager.done:
+            time.sleep(0.001)
+        if left:
+            pager.close()
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(handle)
+        return real(pages)
+
+    pager._restore = meanwhile
+    other.read(np.array([zero]))
+    assert pager.done
+    assert pager.problem is None
+    np.testing.assert_array_equal(memory_of(other), memory_of(vm))
+    other.kernel_vm.pager = None if left else other.kernel_vm.pager
+    end(host, vm, other)
+
+
+def test_files_are_let_go_of_when_the_last_who_reads_has_read(host, vm, key, tmp_path):
+    vm.snapshot(tmp_path / "a.arrow", key=key)
+    other = host.restore(tmp_path / "a.arrow", key=key, lazy=True, prefetch=False)
+    pager = other.pager
+    real, handle = pager._restore_from, pager._chain.newest.source.handle
+
+    def meanwhile(*where):
+        pager.close()
+        os.fstat(handle)
+        return real(*where)
+
+    pager._restore_from = meanwhile
+    other.read(np.array([5]))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(handle)
+    other.kernel_vm.pager = None
+    end(host, vm, other)
 
 
 def test_a_guest_may_end_while_it_is_still_being_fetched(host, vm, key, tmp_path):

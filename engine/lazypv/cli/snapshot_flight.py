@@ -120,12 +120,16 @@ def pull(
         Path | None,
         typer.Option(metavar="FILE", help="The ledger. [default: beside the key file]", show_default=False),
     ] = None,
+    retries: Annotated[
+        int, typer.Option(min=0, max=1000, help="How often to take up a stream that breaks off and brings nothing.")
+    ] = 5,
     json: Json = False,
 ) -> None:
     """Pull a snapshot from a server that nobody has to trust; every batch is verified when it comes.
 
-    An interrupted pull leaves FILE.part, and the same command goes on behind the last batch that verified. Exit status:
-    0 fine, 2 bad use, server or disk, 4 integrity refused.
+    A stream that breaks off is taken up again behind the last batch that verified. An interrupted pull leaves
+    FILE.part, and the same command goes on likewise. Exit status: 0 fine, 2 bad use, server or disk, 4 integrity
+    refused.
     """
     from lazypv.cli.progress import Progress
     from lazypv.snapshot.flight import Token
@@ -139,7 +143,7 @@ def pull(
     with Progress() as progress:
         done = fetch(
             uri, output, opened, ca=tls_ca, token=token, insecure=insecure, ledger=book,
-            allow_rollback=allow_rollback, progress=progress,
+            allow_rollback=allow_rollback, progress=progress, retries=retries,
         )  # fmt: skip
     if done.overridden:
         typer.echo(f"lazypv: overriding the ledger: {done.overridden}", err=True)

@@ -95,7 +95,9 @@ def _told_by(server: str) -> Iterator[None]:
     except flight.FlightUnauthenticatedError as error:
         raise TransferError(f"{server}: refuses the call: it takes a token (--token-file), or another one") from error
     except flight.FlightUnavailableError as error:
-        raise TransferError(f"{server}: is not there, or its certificate is not trusted (--tls-ca)") from error
+        raise TransferError(
+            f"{server}: is not there, or its certificate is not trusted (--tls-ca)", passing=True
+        ) from error
     except (flight.FlightError, pa.ArrowException, OSError) as error:
         raise TransferError(f"{server}: {printable(str(error).partition('. Detail')[0])}") from error
 
@@ -142,12 +144,12 @@ class Messages:
             told = self._waiting.get(timeout=self._patience)
         except queue.Empty:
             raise TransferError(
-                f"{where}: nothing came for {self._patience:g} s; the same pull goes on later"
+                f"{where}: nothing came for {self._patience:g} s; the same pull goes on later", passing=True
             ) from None
         if isinstance(told, StopIteration):
             raise DamagedSnapshotError(self._server, part, "the stream ends before it: truncated", batch=batch)
         if isinstance(told, flight.FlightError | OSError):
-            raise TransferError(f"{where}: the stream broke off; the same pull goes on later") from told
+            raise TransferError(f"{where}: the stream broke off; the same pull goes on later", passing=True) from told
         if isinstance(told, BaseException):
             raise DamagedSnapshotError(self._server, part, "what came is no record batch", batch=batch) from told
         if told is None:

@@ -17,7 +17,7 @@ from lazypv.snapshot.chain import Chain, PageIndex
 from lazypv.snapshot.keys import SnapshotKey
 from lazypv.snapshot.layout import ROWS
 from lazypv.snapshot.reader import data_of
-from lazypv.snapshot.store import Sink, Target, new_file
+from lazypv.snapshot.store import Sink, Target, keep_sources, new_file
 from lazypv.snapshot.writer import NoProgress, Progress
 from lazypv_kernels.layout import KIND_ZERO, PAGE_SIZE
 
@@ -53,6 +53,7 @@ def export_core(target: Target, output: Target, key: SnapshotKey, progress: Prog
     """
     progress = progress or NoProgress()
     with Chain(target, key, incomplete=True) as chain:
+        keep_sources(output, (file.name for file in chain.files))
         index = PageIndex(chain)
         segments = _segments(index.kind != KIND_ZERO)
         note = _note(chain)

@@ -44,7 +44,17 @@ _BEARER = "Bearer "
 
 
 class TransferError(LazyPVError):
-    """A server that is not there, does not answer, or does not have what was asked for."""
+    """A server that is not there, does not answer, or does not have what was asked for.
+
+    Attributes
+    ----------
+    passing : bool
+        Another try may well succeed: the connection broke off, or nobody answered.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 # --- messages ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 from lazypv.snapshot.errors import KeyFileError
-from lazypv_kernels.snapshots import AD_WORDS
+from lazypv_kernels.rows import AD_WORDS
 
 KEY_BYTES = 32
 FILE_ID_BYTES = 32
@@ -87,8 +87,11 @@ class SnapshotKey:
             Not there, not a key file, or others than its owner may read or write it.
         """
         try:
-            with open(path, "rb") as file:
+            # Without O_NONBLOCK opening a pipe waits for somebody who writes to it.
+            with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
                 mode = os.fstat(file.fileno()).st_mode
+                if not stat.S_ISREG(mode):
+                    raise KeyFileError(f"{path}: is not a regular file")
                 text = file.read(256).decode("ascii", "replace")
         except OSError as error:
             raise KeyFileError(f"{path}: {error.strerror}") from error

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lazypv.sizes import PAGE_SIZE
 from lazypv.snapshot.flatbuffer import BLOCK, with_blocks
 from lazypv_kernels.layout import TAG_SIZE
-from lazypv_kernels.snapshots import MAC_HEX
+from lazypv_kernels.rows import MAC_HEX, MAC_PREFIX
 
 ROWS = 256
 """Rows of a batch: 1 MiB of page bytes."""
@@ -141,6 +141,11 @@ def columns(rows: int, metadata_size: int = METADATA_SIZE) -> NDArray[np.int64]:
     for width in WIDTHS:
         ends.append(ends[-1] + -(-rows * width // 8) * 8)
     return np.array(ends, np.int64)
+
+
+def packed_size(at: NDArray[np.int64]) -> int:
+    """Bytes of a batch without its page bytes, as its MAC covers it: prefix, metadata, columns."""
+    return int(MAC_PREFIX + at[0] + at[5] - at[1])
 
 
 def batch_metadata(rows: int, size: int = METADATA_SIZE) -> bytes:

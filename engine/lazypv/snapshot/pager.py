@@ -17,7 +17,7 @@ from lazypv.host.faults import import_pages
 from lazypv.snapshot.chain import BatchPages, Chain
 from lazypv.snapshot.errors import DamagedSnapshotError, IncompleteSnapshotError
 from lazypv.snapshot.reader import kinds_of, pages_of
-from lazypv.snapshot.restore import finish, import_rows, open_other_rows
+from lazypv.snapshot.restore import finish, import_rows
 from lazypv.snapshot.writer import NoProgress, Progress
 from lazypv.steps import Touch
 from lazypv.ultravisor import BulkAnswer
@@ -56,14 +56,36 @@ class SnapshotPager:
         self._pages = [BatchPages(file) for file in chain.files]
         self._verified = [np.zeros(file.layout.batches, np.bool_) for file in chain.files]
         self._lock = threading.Lock()
+        self._reading = 0
+        self._closed = False
         self.problem: LazyPVError | None = None
         self.touched: list[int] = []
         self.done = False
         self.stopping = False
 
     def close(self) -> None:
-        """Let go of the files."""
-        self._chain.close()
+        """Let go of the files, as soon as nobody reads them.
+
+        A CPU that is told that its page is still in the snapshot may come here after the last page has come in: it must
+        not read from a descriptor that is another file's by then.
+        """
+        with self._lock:
+            self._closed = True
+            idle = not self._reading
+        if idle:
+            self._chain.close()
+
+    def _begin_reading(self) -> bool:
+        with self._lock:
+            self._reading += not self._closed
+            return not self._closed
+
+    def _end_reading(self) -> None:
+        with self._lock:
+            self._reading -= 1
+            last = self._closed and not self._reading
+        if last:
+            self._chain.close()
 
     # --- what a guest touches ------------------------------------------------------------------------------------
 
@@ -102,12 +124,20 @@ class SnapshotPager:
     def _restore(self, pages: NDArray[np.int64]) -> NDArray[np.uint16]:
         """Codes; pages that have been in before, and hence are in no snapshot any more, are refused as altered."""
         code = np.full(pages.size, RC_INTEGRITY, RC_DTYPE)
+        if not self._begin_reading():
+            return code
+        try:
+            self._restore_into(code, pages)
+        finally:
+            self._end_reading()
+        return code
+
+    def _restore_into(self, code: NDArray[np.uint16], pages: NDArray[np.int64]) -> None:
         places = np.array([self._locate(int(page)) for page in pages], np.int64).reshape(-1, 3)
         batches, which = np.unique(places[:, :2], axis=0, return_inverse=True)
         for group, (number, index) in enumerate(batches.tolist()):
             some = np.flatnonzero(which.reshape(-1) == group)
             code[some] = self._restore_from(number, index, places[some, 2])
-        return code
 
     def _locate(self, page: int) -> tuple[int, int, int]:
         """File, batch and row of the newest version of a guest page."""
@@ -120,14 +150,14 @@ class SnapshotPager:
     def _restore_from(self, number: int, index: int, rows: NDArray[np.int64]) -> NDArray[np.uint16]:
         file = self._chain.files[number]
         buffer = file.new_buffer()
-        if self._verified[number][index]:
+        whole = not self._verified[number][index]
+        if not whole:
             at = file.read_columns(index, buffer)
             for row in rows.tolist():
                 file.read_pages(index, buffer, at, row, row + 1)
         else:
             at = file.read_batch(index, buffer)
-            open_other_rows(file, index, buffer, at, rows)
-        code = import_rows(self._vm, file, number, index, buffer, at, rows)
+        code = import_rows(self._vm, file, number, index, buffer[: at[5]], at, rows, whole=whole)
         self._verified[number][index] = True
         buffer[at[0] : at[1]] = 0
         code[(code != RC_DONE) & (code != RC_BUSY)] = RC_INTEGRITY

@@ -13,13 +13,16 @@ import numpy as np
 from lazypv.errors import LazyPVError, MemoryShortageError
 from lazypv.host import kvm
 from lazypv.snapshot.chain import Chain
-from lazypv.snapshot.errors import DamagedSnapshotError, SnapshotStateError
+from lazypv.snapshot.errors import DamagedSnapshotError, SnapshotStateError, damaged_batch
+from lazypv.snapshot.layout import ROWS, Layout, packed_size, rows_of
 from lazypv.snapshot.ledger import Ledger, refuse
-from lazypv.snapshot.reader import SnapshotFile, kinds_of, pages_of
+from lazypv.snapshot.reader import SnapshotFile
 from lazypv.snapshot.writer import NoProgress, Progress, save_threads
 from lazypv.steps import Alloc, Call
 from lazypv.ultravisor import BulkAnswer
-from lazypv_kernels.layout import KIND_ZERO, RC_BUSY, RC_DONE, RC_DTYPE
+from lazypv_kernels import rows as row_kernels
+from lazypv_kernels.layout import RC_BUSY, RC_DONE, RC_DTYPE
+from lazypv_kernels.snapshots import RC_TORN
 from lazypv_kernels.workers import Workers
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 GROUP: Final = 256
 """Batches that are imported with one step."""
+PIECE: Final = 8
+"""Batches for which a thread visits the Ultravisor once; it reads and opens one at a time, which fits its cache."""
 
 
 def ask_ledger(chain: Chain, ledger: Ledger, allow_rollback: bool) -> str:
@@ -97,31 +102,27 @@ async def restore_all(vm: Vm, chain: Chain, progress: Progress | None = None, th
     workers = Workers(threads or save_threads())
     try:
         for number, file in enumerate(chain.files):
-            for first in range(0, file.layout.batches, GROUP):
-                some = range(first, min(first + GROUP, file.layout.batches))
-                group = _Group(vm, file, number, some, seen, workers)
-                await group.restore()
+            for some in _groups(file.layout):
+                await _Group(vm, file, number, some, seen, workers).restore()
                 for index in some:
                     progress(f"batch {index}")
-            if number + 1 < len(chain.files):
-                for pages in group_pages(file, workers):
-                    seen[pages] = True
     finally:
         workers.close()
 
 
-def group_pages(file: SnapshotFile, workers: Workers) -> list[NDArray[np.uint32]]:
-    """Guest pages of a file, batch by batch."""
-
-    def read(first: int, last: int) -> list[NDArray[np.uint32]]:
-        buffer = file.new_buffer()
-        return [pages_of(buffer, file.read_columns(index, buffer)).copy() for index in range(first, last)]
-
-    return [pages for piece in workers.run(file.layout.batches, read, chunk=GROUP) for pages in piece]
+def _groups(layout: Layout) -> list[range]:
+    """All batches in pieces of batches of equal size: a last one with fewer rows is a piece of its own."""
+    full = layout.rows // ROWS
+    groups = [range(first, min(first + GROUP, full)) for first in range(0, full, GROUP)]
+    return groups if full == layout.batches else [*groups, range(full, full + 1)]
 
 
 class _Group:
-    """Some batches of one file, restored with one step."""
+    """Some batches of one file, restored with one step.
+
+    What a batch says of its rows is read and verified first, since frames have to be mapped before anything can come
+    in, and is kept: its MAC is made once, and of the batch as a whole only the page bytes are taken afterwards.
+    """
 
     def __init__(
         self, vm: Vm, file: SnapshotFile, number: int, some: range, seen: NDArray[np.bool_], workers: Workers
@@ -132,86 +133,70 @@ class _Group:
         self.some = some
         self.seen = seen
         self.workers = workers
+        self.at = file.columns(some[0])
+        self.packed: NDArray[np.uint8] = np.empty((len(some), packed_size(self.at)), np.uint8)
         self.problem: LazyPVError | None = None
-        self.wanted: list[NDArray[np.int64]] = []
-        self.pages: NDArray[np.int64] = np.empty(0, np.int64)
+        self.rows, self.pages, self.bounds = self._choose()
+
+    def _choose(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Rows that the guest gets, not zero and in no newer file; their pages; where those of each batch begin."""
+        count, rows = len(self.some), rows_of(self.file.layout.rows, self.some[0])
+        wanted, pages = np.empty(count * rows, np.int64), np.empty(count * rows, np.int64)
+        bounds = np.empty(count + 1, np.int64)
+        self.file.read_packed(self.some, self.packed, self.at)
+        good = row_kernels.choose_rows(self.packed, self.at, rows, self.seen, wanted, pages, bounds)
+        if good < count:
+            raise damaged_batch(self.file.name, self.some[good], "has a page that the guest has not")
+        return wanted[: bounds[-1]], pages[: bounds[-1]], bounds
 
     async def restore(self) -> None:
-        """Map what the guest needs, then import."""
-        self._choose()
+        """Map what the guest needs, then import.
+
+        Raises
+        ------
+        LazyPVError
+            A batch is not what was sealed; or the Ultravisor refused a page.
+        """
         await _map_frames(self.vm, self.pages)
         kernel = self.vm.host.pages
         if self.pages.size:
             rc = await kernel.make_secure(self.vm.gmap, self.pages, self._import)
         else:
-            self._import(self.pages)
-            rc = np.empty(0, RC_DTYPE)
+            rc = self._import(self.pages).rc
         if self.problem is not None:
             raise self.problem
         if np.any(rc != RC_DONE):
             bad = int(np.flatnonzero(rc != RC_DONE)[0])
             raise SnapshotStateError(f"guest page {int(self.pages[bad]):#x} was refused with rc {int(rc[bad]):#06x}")
 
-    def _choose(self) -> None:
-        """Rows that the guest gets: not zero, and in no newer file."""
-        read = self.workers.run(len(self.some), self._choose_some, chunk=8)
-        chosen = [each for piece in read for each in piece]
-        self.wanted = [rows for rows, _ in chosen]
-        self.pages = np.concatenate([pages for _, pages in chosen]) if chosen else self.pages
-
-    def _choose_some(self, first: int, last: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        buffer = self.file.thread_buffer()
-        chosen = []
-        for index in self.some[first:last]:
-            at = self.file.read_columns(index, buffer)
-            pages = pages_of(buffer, at).astype(np.int64)
-            rows = np.flatnonzero((kinds_of(buffer, at) != KIND_ZERO) & ~self.seen[pages])
-            chosen.append((rows, pages[rows]))
-        return chosen
-
     def _import(self, pages: NDArray[np.int64]) -> BulkAnswer:
         """All batches of the group; which pages are asked for is known, since nobody else runs."""
-        pieces = self.workers.run(len(self.some), self._import_some, chunk=8)
-        code = np.concatenate([rc for piece in pieces for rc in piece]) if pieces else np.empty(0, RC_DTYPE)
+        code = np.concatenate(self.workers.run(len(self.some), self._import_some, chunk=PIECE))
         busy = int(np.count_nonzero(code == RC_BUSY))
         done = int(np.count_nonzero(code == RC_DONE))
         return BulkAnswer(code, done, 0, busy, pages.size - done - busy)
 
-    def _import_some(self, first: int, last: int) -> list[NDArray[np.uint16]]:
-        buffer = self.file.thread_buffer()
-        return [self._import_batch(slot, buffer) for slot in range(first, last)]
-
-    def _import_batch(self, slot: int, buffer: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        index, rows = self.some[slot], self.wanted[slot]
-        refused = np.full(rows.size, 0xFFFE, RC_DTYPE)
+    def _import_some(self, first: int, last: int) -> NDArray[np.uint16]:
+        part = slice(int(self.bounds[first]), int(self.bounds[last]))
+        rows, bounds = self.rows[part], self.bounds[first : last + 1] - part.start
         if self.problem is not None:
-            return refused
-        try:
-            at = self.file.read_batch(index, buffer)
-            open_other_rows(self.file, index, buffer, at, rows)
-            return import_rows(self.vm, self.file, self.number, index, buffer, at, rows)
-        except LazyPVError as error:
-            self.problem = error
-            return refused
-
-
-def open_other_rows(
-    file: SnapshotFile, index: int, buffer: NDArray[np.uint8], at: NDArray[np.int64], rows: NDArray[np.int64]
-) -> None:
-    """Verify all rows of a batch but `rows`: no page of a damaged batch reaches a guest.
-
-    Raises
-    ------
-    DamagedSnapshotError
-    """
-    total = pages_of(buffer, at).size
-    if rows.size == total:
-        return
-    others = np.ones(total, np.bool_)
-    others[rows] = False
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], others, [False]])))
-    for first, last in edges.reshape(-1, 2).tolist():
-        file.open_rows(index, buffer, at, first, last)
+            return np.full(rows.size, RC_TORN, RC_DTYPE)
+        ultravisor, handle = self.vm.host.machine.ultravisor, self.vm.kvm.pv.handle
+        file, index = self.file, self.some[first]
+        batch = file.thread_buffer()[: self.at[5]]
+        rc, bad, row = ultravisor.restore_batches(
+            handle, self.number, index, file.reader.arguments, file.layout.offset(index), batch,
+            self.packed[first:last], self.at, rows, bounds,
+        )  # fmt: skip
+        if rows.size < (last - first) * rows_of(file.layout.rows, index):
+            batch[: self.at[1]] = 0  # rows that nobody wants were opened in it
+        if bad >= 0:
+            self.problem = (
+                file.bad_row(index + bad, batch, self.at, row)
+                if row >= 0
+                else file.reader.problem(file.name, index + bad)
+            )
+        return rc
 
 
 def import_rows(
@@ -219,24 +204,27 @@ def import_rows(
     file: SnapshotFile,
     number: int,
     index: int,
-    buffer: NDArray[np.uint8],
+    batch: NDArray[np.uint8],
     at: NDArray[np.int64],
     rows: NDArray[np.int64],
+    *,
+    whole: bool,
 ) -> NDArray[np.uint16]:
-    """Give the guest `rows` of a private copy of a batch; codes.
+    """Give the guest `rows` of a private copy of batch `index`, and again while one is busy; codes.
+
+    Parameters as of the Ultravisor's `restore_rows`.
 
     Raises
     ------
     DamagedSnapshotError
-        One of them is not what was sealed; none is the guest's then.
+        A row is not what was sealed; none is the guest's then.
     """
-    if not rows.size:
-        return np.empty(0, RC_DTYPE)
-    rc, bad = vm.host.machine.ultravisor.restore_rows(vm.kvm.pv.handle, number, index, buffer, at, rows)
-    while bad < 0 and np.any(rc == RC_BUSY):
-        rc, bad = vm.host.machine.ultravisor.restore_rows(vm.kvm.pv.handle, number, index, buffer, at, rows)
+    ultravisor, handle = vm.host.machine.ultravisor, vm.kvm.pv.handle
+    rc, bad = ultravisor.restore_rows(handle, number, index, batch, at, rows, whole=whole)
+    while bad < 0 and rows.size and rc[0] == RC_BUSY:
+        rc, bad = ultravisor.restore_rows(handle, number, index, batch, at, rows, whole=False)
     if bad >= 0:
-        error: DamagedSnapshotError = file.bad_row(index, buffer, at, bad)
+        error: DamagedSnapshotError = file.bad_row(index, batch, at, bad)
         raise error
     return rc
 

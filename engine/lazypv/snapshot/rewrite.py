@@ -25,11 +25,11 @@ from lazypv.snapshot.layout import ROWS, Header
 from lazypv.snapshot.ledger import Ledger
 from lazypv.snapshot.reader import SnapshotFile, check_header, open_state, pages_of, read_header
 from lazypv.snapshot.save import Lineage, Saved
-from lazypv.snapshot.store import Target, open_source
+from lazypv.snapshot.store import Target, keep_sources, open_source
 from lazypv.snapshot.verify import State
 from lazypv.snapshot.writer import Fill, Progress, SnapshotWriter, new_file_keys
 from lazypv.ultravisor.snapshots import ConfigurationState
-from lazypv_kernels import snapshots
+from lazypv_kernels import rows as row_kernels
 from lazypv_kernels.layout import KIND_SEALED, KIND_ZERO, PAGE_SIZE, SCRATCH_SIZE, TAG_SIZE
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Rows:
             part = slice(ROWS * index, ROWS * (index + 1))
             content = np.ascontiguousarray(self.read(self.pages[part]))
             scratch = np.zeros(2 * SCRATCH_SIZE, np.uint8)
-            snapshots.seal_buffer(
+            row_kernels.seal_buffer(
                 content, self.kinds[part].copy(), self.versions[part].copy(), keys.rows, words, self.pages[part],
                 buffer, at, scratch,
             )  # fmt: skip
@@ -95,12 +95,14 @@ def merge(targets: list[Target], output: Target, key: SnapshotKey, *, progress: 
     Raises
     ------
     UsageError
-        They are no chain.
+        They are no chain, or `output` is one that others may build on.
     LazyPVError
         As :class:`~lazypv.snapshot.chain.Chain`.
     """
     newest = _newest_of(targets, key)
     with Chain(newest, key, incomplete=True) as chain:
+        # The newest may be replaced: the new file stands for it. Others may have more children.
+        keep_sources(output, (file.name for file in chain.files[1:]))
         state = State(chain)
         pages = state.index.pages
         old = chain.newest.header
@@ -157,6 +159,7 @@ def recover(target: Target, output: Target, key: SnapshotKey, *, progress: Progr
         Its header is not whole, or no batch of it.
     NotAnArrowFileError, UsageError
     """
+    keep_sources(output, [target])
     source = open_source(target)
     try:
         found = read_header(source)
@@ -197,7 +200,7 @@ class _Part(SnapshotFile):
         if self.source.read_into(buffer[: at[5]], self.layout.offset(index)) < at[5]:
             return False
         digits = self.header.mac_offset
-        claimed = buffer[digits : digits + snapshots.MAC_HEX].tobytes()
+        claimed = buffer[digits : digits + row_kernels.MAC_HEX].tobytes()
         try:
             self.macs[TAG_SIZE * index : TAG_SIZE * (index + 1)] = bytes.fromhex(claimed.decode())  # type: ignore[index]
             self._check_mac(index, buffer, at)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from lazypv.snapshot.chain import name_of_parent
+from lazypv.errors import LazyPVError
+from lazypv.snapshot.chain import Chain, name_of_parent
 from lazypv.snapshot.errors import SnapshotStateError, WrongParentError
 from lazypv.snapshot.keys import FileKeys, SnapshotKey
 from lazypv.snapshot.layout import ROWS, Header
 from lazypv.snapshot.ledger import Ledger, refuse
 from lazypv.snapshot.reader import SnapshotFile
-from lazypv.snapshot.store import Target
+from lazypv.snapshot.store import Target, keep_sources
 from lazypv.snapshot.writer import Fill, Progress, SnapshotWriter, new_file_keys
 from lazypv_kernels.layout import RC_DONE
 
@@ -118,6 +119,8 @@ def save(
         `parent` is not a snapshot of this run.
     RollBackError
         The ledger knows another child of the parent.
+    UsageError
+        `target` is one of those that the snapshot would build on.
     SnapshotWriteError
         The store did not take it. The guest goes on unharmed, and nothing is left of the file.
     """
@@ -127,6 +130,7 @@ def save(
         raise SnapshotStateError("only a protected guest of a machine with contents can be saved")
     ledger = ledger or Ledger.beside(key)
     before = _open_parent(parent, key, lineage)
+    keep_sources(target, _ancestors(parent, key))
     overridden = _ask_ledger(ledger, lineage, target, before, allow_fork)
     sequence = ledger.next_sequence(lineage.guest_id, lineage.sequence)
     pages = ultravisor.begin_snapshot(handle, None if before is None else bytes.fromhex(before.base), room)
@@ -170,6 +174,17 @@ def _open_parent(parent: Target | None, key: SnapshotKey, lineage: Lineage) -> _
     if file.header.guest_id != lineage.guest_id:
         raise WrongParentError(f"{parent}: is a snapshot of guest {file.header.guest_id}, not of {lineage.guest_id}")
     return _Parent(parent, file.header, file.root)
+
+
+def _ancestors(parent: Target | None, key: SnapshotKey) -> list[Target]:
+    """What a child of `parent` would build on; as far as it is there, since a save needs no more than the parent."""
+    if parent is None:
+        return []
+    try:
+        with Chain(parent, key, incomplete=True) as chain:
+            return [file.name for file in chain.files]
+    except LazyPVError:
+        return [parent]
 
 
 def _ask_ledger(ledger: Ledger, lineage: Lineage, target: Target, before: _Parent | None, allow_fork: bool) -> str:

@@ -7,19 +7,21 @@ of the folder. A store named by a URI is written through pyarrow's stream, in or
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import secrets
+import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from lazypv.errors import UsageError
+from lazypv.errors import LazyPVError, UsageError
 from lazypv.files import check_writable
-from lazypv.snapshot.errors import SnapshotWriteError
+from lazypv.snapshot.errors import SnapshotWriteError, damaged_batch
 from lazypv.snapshot.ledger import sync_folder
 
 if TYPE_CHECKING:
@@ -32,6 +34,24 @@ UNFINISHED = ".unfinished"
 def is_uri(target: Target) -> bool:
     """Whether a store is named by a URI rather than by a path."""
     return "://" in os.fspath(target)
+
+
+def keep_sources(output: Target, sources: Iterable[Target]) -> None:
+    """Refuse to replace what a new file is made of, or builds on.
+
+    Raises
+    ------
+    UsageError
+    """
+    for source in sources:
+        if _same(output, source):
+            raise UsageError(f"{output}: would be replaced, but is what the new file is made of; name another output")
+
+
+def _same(one: Target, other: Target) -> bool:
+    if is_uri(one) or is_uri(other):
+        return os.fspath(one) == os.fspath(other)
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -58,8 +78,9 @@ class LocalSource:
 
     def __init__(self, path: Target) -> None:
         self.name = os.fspath(path)
-        self._file = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC)
-        if not Path(self.name).is_file():
+        # Without O_NONBLOCK opening a pipe waits for somebody who writes to it.
+        self._file = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
             os.close(self._file)
             raise UsageError(f"{self.name}: is not a regular file")
 
@@ -77,6 +98,11 @@ class LocalSource:
                 break
             done += more
         return done
+
+    @property
+    def handle(self) -> int:
+        """Its descriptor."""
+        return self._file
 
     def close(self) -> None:
         """Let go of it."""
@@ -111,6 +137,41 @@ class RemoteSource:
     def close(self) -> None:
         """Let go of it."""
         self._file.close()
+
+
+class Reader:
+    """What kernels read a source with: the address of a function like ``pread``, and a handle for it.
+
+    A file of this computer is read by the C library itself; any other source calls back into Python.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._error: OSError | None = None
+        self.arguments: tuple[int, int]
+        if isinstance(source, LocalSource):
+            self.arguments = _PREAD, source.handle
+            return
+        self._callback = _READS(self._read)  # as long as this lives its address is good
+        self.arguments = ctypes.cast(self._callback, ctypes.c_void_p).value or 0, 0
+
+    def _read(self, _handle: int, target: int, size: int, offset: int) -> int:
+        try:
+            into = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(target))
+            return self._source.read_into(into, offset)
+        except OSError as error:
+            self._error = error
+            return -1
+
+    def problem(self, name: str, index: int) -> LazyPVError:
+        """Why batch `index` could not be read."""
+        if self._error is not None:
+            return UsageError(f"{name}: {self._error.strerror or self._error}, while batch {index} was read")
+        return damaged_batch(name, index, "truncated")
+
+
+_READS = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64)
+_PREAD = ctypes.cast(ctypes.CDLL(None).pread, ctypes.c_void_p).value or 0
 
 
 def open_source(target: Target) -> Source:

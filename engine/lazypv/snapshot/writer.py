@@ -19,7 +19,7 @@ from lazypv.snapshot.keys import FILE_ID_BYTES, FileKeys, SnapshotKey
 from lazypv.snapshot.layout import NO_DIGITS, Header, Layout
 from lazypv.snapshot.reader import footer_mac, header_mac, kinds_of, pages_of, root_mac
 from lazypv.snapshot.store import Sink, Target, new_file
-from lazypv_kernels import snapshots
+from lazypv_kernels import rows as row_kernels
 from lazypv_kernels.layout import KIND_ZERO, PAGE_SIZE, TAG_SIZE
 from lazypv_kernels.workers import Workers
 
@@ -150,10 +150,10 @@ class SnapshotWriter:
         words = self._keys.row_words()
         words[5] = index
         fill(buffer, at, index, self._keys, words)
-        scratch = np.empty(snapshots.MAC_PREFIX + at[0] + at[5] - at[1], np.uint8)
-        digits = self.header.mac_offset
-        snapshots.batch_mac(buffer, at, digits, rows, self._keys.id_bytes, index, self._keys.batches, scratch, True)
-        written = buffer[digits : digits + snapshots.MAC_HEX].tobytes()
+        packed = np.empty(layout.packed_size(at), np.uint8)
+        digits, keys = self.header.mac_offset, self._keys
+        row_kernels.batch_mac(buffer, at, digits, rows, keys.id_bytes, index, keys.batches, packed, True)
+        written = buffer[digits : digits + row_kernels.MAC_HEX].tobytes()
         self._macs[index] = np.frombuffer(bytes.fromhex(written.decode()), np.uint8)
         self._first_pages[index] = pages_of(buffer, at)[0]
         return buffer, at
