@@ -184,6 +184,11 @@ class Result:
         return judged >= self.bar if self.better == "higher" else judged <= self.bar
 
     @property
+    def limit_over_rivals(self) -> dict[str, float]:
+        """The limit's own ratio to each rival: how far a rival can be left behind on this computer at all."""
+        return {name: ratio / self.ratio for name, ratio in self.rivals.items()}
+
+    @property
     def bar_text(self) -> str:
         """The bar as people read it; empty without one."""
         if self.bar is None:

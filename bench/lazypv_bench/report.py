@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
 NOTE = (
     "ratio: speed over the limit's speed, or time over the limit's time; the median of all turns, then the lowest and"
-    " the highest. A bar is the ratio to reach, or to stay below; with a unit, it is one of the value."
+    " the highest. A bar is the ratio to reach, or to stay below; with a unit, it is one of the value. Beside a"
+    " rival's ratio stands what the limit itself reaches."
 )
 VERDICTS = {None: "", True: "met", False: "missed"}
 
 
 FIELDS = ("name", "ratio", "low", "high", "better", "bar", "limit", "unit", "value", "rivals", "bar_of")
-"""Of a result, in the JSON document."""
+"""Of a result, in the JSON document, as it is kept."""
+DERIVED = ("limit_over_rivals",)
+"""What the document says beside that."""
 
 
 def as_object(results: list[Result], settings: Settings) -> dict[str, Any]:
@@ -38,7 +41,7 @@ def as_object(results: list[Result], settings: Settings) -> dict[str, Any]:
         "machine": describe(),
         "size_bytes": settings.size,
         "pairs": settings.pairs,
-        "results": [{field: getattr(result, field) for field in FIELDS} for result in results],
+        "results": [{field: getattr(result, field) for field in FIELDS + DERIVED} for result in results],
         "turns": {result.name: list(result.turns) for result in results},
     }
 
@@ -63,7 +66,7 @@ def print_table(results: list[Result], settings: Settings, console: Console | No
         table.add_row(f"  limit: {result.limit}")
         table.add_row(f"  {result.value:.3g} {result.unit}")
         for rival, ratio in result.rivals.items():
-            table.add_row(f"  rival: {rival}", f"{ratio:.3g}")
+            table.add_row(f"  rival: {rival}", f"{ratio:.3g}", f"limit {result.limit_over_rivals[rival]:.3g}")
     console.print(table)
     console.print(f"\n{NOTE}", highlight=False)
 

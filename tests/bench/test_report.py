@@ -48,6 +48,7 @@ def test_json_is_one_object_with_schema_machine_and_results():
         "value": 12.5,
         "rivals": {"python loop": 3.0},
         "bar_of": "ratio",
+        "limit_over_rivals": {"python loop": 6.0},
     }
     assert document["results"][1]["bar"] is None
 
