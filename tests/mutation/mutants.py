@@ -22,7 +22,7 @@ from .places import Places, names_read
 Place = tuple[str, str, str, int, int, int]
 ROOMS = ("host", "ultravisor")
 """Packages of lazypv whose code is mutated."""
-ELSEWHERE = ("ultravisor/snapshots.py",)
+ELSEWHERE = ("ultravisor/snapshots.py", "ultravisor/restores.py")
 """Not the series: neither an explored world nor a reboot or shutdown saves a snapshot. tests/snapshot look at it."""
 
 

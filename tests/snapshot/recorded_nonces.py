@@ -88,6 +88,8 @@ def main(folder):
     vm.share(np.array([500]))
 
     def export(guest):
+        # A reference that nobody of the clock's has would make a prefetch wait for what the clock cannot see.
+        guest.complete_restore()
         frames = guest.kernel_vm.gmap.pte.frames()[:40]
         frames = frames[frames >= 0]
         host.machine.frames.get(frames)

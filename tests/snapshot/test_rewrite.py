@@ -96,6 +96,15 @@ def test_a_save_needs_no_more_of_its_chain_than_the_parent(host, vm, key, tmp_pa
     end(host, vm)
 
 
+@pytest.mark.parametrize("uri", ["foo://x", "://"])
+def test_a_uri_that_names_no_store_is_bad_use(host, vm, key, uri):
+    with pytest.raises(UsageError, match=re.escape(uri)):
+        verify(uri, key)
+    with pytest.raises(UsageError, match=re.escape(uri)):
+        vm.snapshot(uri, key=key)
+    end(host, vm)
+
+
 def test_files_that_are_no_chain_are_not_merged(vm, key, tmp_path, chain):
     vm.snapshot(tmp_path / "other.arrow", key=key)
     with pytest.raises(UsageError, match="does not build on"):

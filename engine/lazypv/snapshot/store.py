@@ -54,6 +54,24 @@ def _same(one: Target, other: Target) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
+def _file_system(uri: str) -> tuple[Any, str]:
+    """pyarrow's file system of a URI, and the path in it.
+
+    Raises
+    ------
+    UsageError
+        There is none of that kind.
+    """
+    import pyarrow as pa
+    from pyarrow import fs
+
+    try:
+        system, path = fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UsageError(f"{uri}: {str(error).partition('. Detail')[0]}") from error
+    return system, path
+
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -113,10 +131,8 @@ class RemoteSource:
     """A file of a pyarrow file system."""
 
     def __init__(self, uri: str) -> None:
-        from pyarrow import fs
-
         self.name = uri
-        system, path = fs.FileSystem.from_uri(uri)
+        system, path = _file_system(uri)
         self._file = system.open_input_file(path)
         self._lock = threading.Lock()
 
@@ -276,9 +292,7 @@ def _local(path: Path) -> Iterator[Sink]:
 
 @contextmanager
 def _remote(uri: str) -> Iterator[Sink]:
-    from pyarrow import fs
-
-    system, path = fs.FileSystem.from_uri(uri)
+    system, path = _file_system(uri)
     temporary = f"{path}.{secrets.token_hex(4)}{UNFINISHED}"
     try:
         with system.open_output_stream(temporary) as stream:
