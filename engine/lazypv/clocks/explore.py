@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from lazypv.errors import LazyPVError
@@ -172,7 +173,7 @@ class ExploringClock:
             return None
         perform = _PERFORM[type(step)]
         try:
-            answer = fault(lambda: perform(self, actor, step)) if fault else perform(self, actor, step)
+            answer = fault(partial(perform, self, actor, step)) if fault else perform(self, actor, step)
         except LazyPVError as error:
             self._resume(actor, None, error)
             return error
@@ -205,7 +206,7 @@ class ExploringClock:
                 return None
         actor.page = at + 1
         columns = step.columns if len(step.columns[0]) == 1 else [column[at : at + 1] for column in step.columns]
-        answer = fault(lambda: step.operation(*columns)) if fault else step.operation(*columns)
+        answer = fault(partial(step.operation, *columns)) if fault else step.operation(*columns)
         actor.answers.append(answer)
         return answer
 
