@@ -19,7 +19,7 @@ from lazypv_bench.walks import FOR_EVER, NEIGHBOUR_SHARE
 if TYPE_CHECKING:
     from lazypv.clocks.actors import Actor
 
-SHARE: Final = 0.48
+SHARE: Final = 0.6
 """Of the time, for the cleaning: what it reaches beside a guest has to be a quarter of its free rate."""
 ALONE_SECONDS: Final = 0.3
 POLL_SECONDS: Final = 0.001
