@@ -100,8 +100,11 @@ from lazypv.explore.scenarios import scenario
 from lazypv.explore.search import Bounds, Explorer
 from lazypv.series import Series
 of = scenario("unmap-during-cleanup")
-outcome = Explorer(of.build(Series(), 2), of.scene, Bounds(1)).exhaust()
+world = of.build(Series(), 2)
+outcome = Explorer(world, of.scene, Bounds(1)).exhaust()
 print(outcome.schedules, outcome.steps, outcome.states, sorted(outcome.final_states))
+world.processes[0].mm.mmap_lock.readers.update(f"destroy thread {number}" for number in range(12))
+print(world.digest([]))
 """
 
 
