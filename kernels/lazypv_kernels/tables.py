@@ -164,14 +164,14 @@ _either(
 )
 
 
-def _flat_maps_eight(pte, page, value):  # type: ignore[no-untyped-def]
+def _flat_maps_eight(pte: Any, page: Any, value: Any) -> Any:
     same = load_acquire(pte, page) == value
     for k in range(1, EIGHT):
         same &= load_acquire(pte, page + k) == np.uint32(value + np.uint32(k))
     return bool(same)
 
 
-def _segmented_maps_eight(pte, page, value):  # type: ignore[no-untyped-def]
+def _segmented_maps_eight(pte: Any, page: Any, value: Any) -> Any:
     word = load_acquire(pte[0], page >> SEGMENT_SHIFT)
     if page % SEGMENT_PAGES <= SEGMENT_PAGES - EIGHT and word & np.uint64(HAS_ENTRIES) == np.uint64(0):
         return word != np.uint64(0) and np.int64(word & np.uint64(FIRST_ENTRY)) + page % SEGMENT_PAGES == value
@@ -184,11 +184,11 @@ def _segmented_maps_eight(pte, page, value):  # type: ignore[no-untyped-def]
 _either(maps_eight, _flat_maps_eight, _segmented_maps_eight)
 
 
-def _flat_set(pte, page, value):  # type: ignore[no-untyped-def]
+def _flat_set(pte: Any, page: Any, value: Any) -> Any:
     return compare_and_swap(pte, page, np.uint32(NO_FRAME), np.uint32(value))
 
 
-def _segmented_set(pte, page, value):  # type: ignore[no-untyped-def]
+def _segmented_set(pte: Any, page: Any, value: Any) -> Any:
     if load_segment_entry(pte[0], pte[1], page) != NO_FRAME:
         return False
     split_segment(pte[0], pte[1], page >> SEGMENT_SHIFT)
@@ -198,11 +198,11 @@ def _segmented_set(pte, page, value):  # type: ignore[no-untyped-def]
 _either(set_if_absent, _flat_set, _segmented_set)
 
 
-def _flat_clear(pte, page):  # type: ignore[no-untyped-def]
+def _flat_clear(pte: Any, page: Any) -> Any:
     return exchange(pte, page, np.uint32(NO_FRAME))
 
 
-def _segmented_clear(pte, page):  # type: ignore[no-untyped-def]
+def _segmented_clear(pte: Any, page: Any) -> Any:
     if load_segment_entry(pte[0], pte[1], page) == NO_FRAME:
         return np.uint32(NO_FRAME)
     split_segment(pte[0], pte[1], page >> SEGMENT_SHIFT)

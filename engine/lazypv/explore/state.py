@@ -36,7 +36,7 @@ _LIBRARIES = sys.stdlib_module_names | {"numpy", "numba", "llvmlite", "nacl", "_
 
 
 class Snapshot:
-    """Copies of everything mutable that can be reached from `roots` through objects of `packages`.
+    """Copies of everything mutable that can be reached from `roots` through objects of ours.
 
     Attributes
     ----------
