@@ -137,7 +137,16 @@ class Holding:
         return Release(self.lock, self.shared)
 
 
-class Acquire(Step[None]):
+class Moment(Step[None]):
+    """A step that gives nothing back, so that awaiting it takes no generator: such steps are most of all."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Step[None], None, None]:
+        return iter((self,))  # type: ignore[return-value]
+
+
+class Acquire(Moment):
     """Take a modelled lock."""
 
     __slots__ = ("lock", "shared")
@@ -151,7 +160,7 @@ class Acquire(Step[None]):
         return self.lock.name
 
 
-class Release(Step[None]):
+class Release(Moment):
     """Give a modelled lock up."""
 
     __slots__ = ("lock", "shared")
@@ -165,7 +174,7 @@ class Release(Step[None]):
         return self.lock.name
 
 
-class Touch(Step[None]):
+class Touch(Moment):
     """About to read or write state that others may change and that no held lock protects."""
 
     __slots__ = ("name", "what", "write")
@@ -331,7 +340,7 @@ class Alloc(Step["T | None"]):
         return self.what
 
 
-class Wait(Step[None]):
+class Wait(Moment):
     """Until `condition`, which has no side effects, holds.
 
     With `outside`, something that is not a text can make it hold: time, a test, a person. With `patient`, no batch of a

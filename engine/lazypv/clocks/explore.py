@@ -171,6 +171,9 @@ class ExploringClock:
             actor.page = 0
             self._resume(actor, actor.answers.pop())
             return None
+        if fault is None and type(step) in _PASSED:
+            self._resume(actor, None)
+            return None
         perform = _PERFORM[type(step)]
         try:
             answer = fault(partial(perform, self, actor, step)) if fault else perform(self, actor, step)
@@ -211,11 +214,12 @@ class ExploringClock:
         return answer
 
     def _acquire(self, actor: Actor, step: Acquire) -> None:
+        lock = step.lock
         if step.shared:
-            step.lock.readers.add(actor.name)
+            lock.readers.add(actor.name)
         else:
-            step.lock.writer = actor.name
-        actor.holds.append(step.lock)
+            lock.writer = actor.name
+        actor.holds.append(lock)
 
     def _release(self, actor: Actor, step: Release) -> None:
         step.lock.give_up(actor.name, step.shared)
@@ -228,7 +232,7 @@ class ExploringClock:
         return self.start(step.text(), f"{step.name} {len(self.actors)}")
 
     def _pass(self, _actor: Actor, _step: Touch | Wait) -> None:
-        """Nothing happens at the step itself."""
+        """Nothing happens."""
 
     def _resume(self, actor: Actor, value: Any, thrown: LazyPVError | None = None) -> None:
         try:
@@ -256,6 +260,8 @@ _PERFORM: dict[type, Callable[[ExploringClock, Actor, Any], Any]] = {
     Wait: ExploringClock._pass,
 }
 _STEPS = frozenset({Bulk, *_PERFORM})
+_PASSED = frozenset({Touch, Wait})
+"""Nothing happens at the step itself, unless it is made to fail."""
 
 
 def _raised_in(text: Text[Any], error: Exception) -> None:

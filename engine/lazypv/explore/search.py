@@ -16,6 +16,13 @@ from lazypv.explore.run import Broken, NewClock, Replayed, Run, Schedule
 from lazypv.explore.world import Scene, World
 
 
+LOOKED_UP = 6
+"""Where there is no choice, a state is looked up only behind a multiple of so many steps: a digest costs more than ten.
+
+Orders of the same steps meet behind the same number of them, so that all runs look where others have looked.
+"""
+
+
 @dataclass(frozen=True)
 class Bounds:
     """How far a search goes.
@@ -168,11 +175,10 @@ class Explorer:
                 run.follow(schedule[:-1])
                 run.step(schedule[-1])
                 last = schedule[-1].actor
-            forced = 0
             while enabled := run.enabled():
                 first, *others = self._choices(run, enabled, last, preemptions, faults)
-                forced = 0 if others else forced + 1
-                if prune and _is_looked_up(forced) and not self._is_new(run.digest(), preemptions, faults, last):
+                looked_up = others or len(run.choices) % LOOKED_UP == 0
+                if prune and looked_up and not self._is_new(run.digest(), preemptions, faults, last):
                     return
                 for other in others:
                     used = preemptions + (other.actor != last and last in enabled)
@@ -253,15 +259,6 @@ class Explorer:
         finally:
             run.close()
         return Replayed(run.violation, tuple(run.choices), tuple(run.steps), fingerprint, strayed)
-
-
-def _is_looked_up(forced: int) -> bool:
-    """Whether a state is looked up that many steps behind the last choice: 0, 2, 4, 8 ...
-
-    Where there is no choice a digest costs more than ten steps, so it is taken less and less often; one step behind a
-    choice hardly any state was met before.
-    """
-    return forced != 1 and forced & (forced - 1) == 0
 
 
 def _is_possible(run: Run, enabled: list[int], choice: Choice) -> bool:

@@ -148,18 +148,31 @@ def _fields(thing: Any) -> dict[str, Any] | None:
     return found
 
 
-def hash_of(told: NDArray[np.uint8]) -> int:
-    """64 bits that depend on every byte of `told` and its place: hashes of the pages that it fills, hashed in turn.
+class _Hasher:
+    """64 bits that depend on every byte of what it is given, and its place.
 
-    A cryptographic hash of all of it would take as long as the pickler.
+    Hashes of the pages that it fills, hashed in turn: a cryptographic hash of all would take as long as the pickler.
     """
-    rows = -(-told.size // PAGE_SIZE)
-    pages = np.zeros((rows, PAGE_SIZE), np.uint8)
-    pages.reshape(-1)[: told.size] = told
-    hashes = np.empty(rows, np.uint64)
-    scan.hash_frames(pages.view(np.uint64), 0, rows, hashes)
-    size = told.size.to_bytes(8, "little")
-    return int.from_bytes(hashlib.blake2b(hashes.data, digest_size=8, key=size).digest(), "little")
+
+    def __init__(self) -> None:
+        self._make_room(16)
+
+    def _make_room(self, rows: int) -> None:
+        self._bytes = np.zeros(rows * PAGE_SIZE, np.uint8)
+        self._words = self._bytes.view(np.uint64).reshape(rows, -1)
+        self._hashes = np.empty(rows, np.uint64)
+
+    def hash_of(self, parts: list[NDArray[np.uint8]]) -> int:
+        """Of `parts`, one behind the other."""
+        size = sum([part.size for part in parts])
+        rows = -(-size // PAGE_SIZE)
+        if rows > self._hashes.size:
+            self._make_room(2 * rows)
+        np.concatenate(parts, out=self._bytes[:size])
+        self._bytes[size : rows * PAGE_SIZE] = 0
+        scan.hash_frames(self._words, 0, rows, self._hashes)
+        key = size.to_bytes(8, "little")
+        return int.from_bytes(hashlib.blake2b(self._hashes[:rows], digest_size=8, key=key).digest(), "little")
 
 
 class Pickled:
@@ -171,7 +184,7 @@ Recipe = tuple[Any, ...]
 
 def _in_order(each: set[Any]) -> list[Any]:
     """Names in a set, in an order that is the same in every process."""
-    return sorted(each, key=str)
+    return sorted(each, key=str) if each else []
 
 
 _COPY: dict[type, Callable[[Any], Any]] = {dict: dict, set: _in_order}
@@ -223,6 +236,7 @@ class Digester:
                     return _NOTHING if thing.nbytes >= storage_bytes else (Pickled, (thing.tobytes(),))
                 return (recipes.get(kind) or recipe_of(thing, kind))(thing)
 
+        self._hasher = _Hasher()
         self._into = io.BytesIO()
         self._pickler = Pickler(self._into, 5)
         self._objects: list[tuple[Callable[[Any], Any], Any]] = []
@@ -258,7 +272,7 @@ class Digester:
         self._pickler.dump(told)
         self._pickler.clear_memo()  # else it would keep what it has met
         parts = [np.frombuffer(self._into.getbuffer(), np.uint8), *self._bytes, *[each.view(np.uint8) for each in more]]
-        return hash_of(np.concatenate(parts))
+        return self._hasher.hash_of(parts)
 
     def _recipe_of(self, thing: Any, kind: type) -> Callable[[Any], Recipe]:
         """How objects of that class are told, found out when the first one is met."""
