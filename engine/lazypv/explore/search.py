@@ -15,7 +15,6 @@ from lazypv.errors import ModelError
 from lazypv.explore.run import Broken, NewClock, Replayed, Run, Schedule
 from lazypv.explore.world import Scene, World
 
-
 LOOKED_UP = 6
 """Where there is no choice, a state is looked up only behind a multiple of so many steps: a digest costs more than ten.
 

@@ -172,7 +172,7 @@ class _Hasher:
         self._bytes[size : rows * PAGE_SIZE] = 0
         scan.hash_frames(self._words, 0, rows, self._hashes)
         key = size.to_bytes(8, "little")
-        return int.from_bytes(hashlib.blake2b(self._hashes[:rows], digest_size=8, key=key).digest(), "little")
+        return int.from_bytes(hashlib.blake2b(self._hashes[:rows].data, digest_size=8, key=key).digest(), "little")
 
 
 class Pickled:
