@@ -921,12 +921,15 @@ def mark_frames(host, frames, mark, on, first, last):
         host[frames[i]] = host[frames[i]] | mark if on else host[frames[i]] & ~np.uint8(mark)
 
 
-def freeze(host, frames, expected, first, last, rc):
+def freeze(host, frames, expected, absent, held, first, last, rc):
     frozen = 0
     for i in range(first, last):
+        if frames[i] < 0:
+            rc[i] = absent
+            continue
         byte = host[frames[i]]
-        fits = not byte & MARK_WRITEBACK and byte & REFERENCES == expected[i] != 0
-        rc[i] = RC_DONE if fits else RC_BUSY
+        fits = not byte & MARK_WRITEBACK and byte & REFERENCES == expected != 0
+        rc[i] = RC_DONE if fits else held
         if fits:
             host[frames[i]] = MARK_SECURE
             frozen += 1
@@ -936,7 +939,7 @@ def freeze(host, frames, expected, first, last, rc):
 def unfreeze(host, frames, expected, first, last, rc):
     for i in range(first, last):
         if rc[i] == RC_DONE:
-            host[frames[i]] = MARK_SECURE | expected[i]
+            host[frames[i]] = MARK_SECURE | expected
 
 
 def marked(host, frames, mark, first, last, answer):

@@ -25,7 +25,7 @@ from lazypv_kernels.layout import (
     SEC,
     SHR,
 )
-from lazypv_kernels.native import fence, stream_copy_page, stream_zero_page
+from lazypv_kernels.native import address_of, copy_bytes, fence, stream_copy_page, stream_zero_page
 from lazypv_kernels.tables import load_entry, table_size
 from lazypv_kernels.tracking import note_store
 
@@ -301,9 +301,10 @@ def host_copy(
         if why == 0 and contents.shape[0] > 0:
             low = max(start - places[i] * PAGE_SIZE, 0)
             high = max(min(end - places[i] * PAGE_SIZE, PAGE_SIZE), low)
+            inside, beside = address_of(contents, frame) + np.uint64(low), address_of(buffer, i) + np.uint64(low)
             if write:
-                contents[frame, low:high] = buffer[i, low:high]
+                copy_bytes(inside, beside, high - low)
             else:
-                buffer[i, low:high] = contents[frame, low:high]
+                copy_bytes(beside, inside, high - low)
         let_go(state, frame)
         code[i] = RC_DONE if why == 0 else why

@@ -289,18 +289,23 @@ def mark_frames(host: U8, frames: I64, mark: Integer, on: bool, first: Integer, 
 
 
 @kernel
-def freeze(host: U8, frames: I64, expected: U8, first: Integer, last: Integer, rc: U16) -> int:
+def freeze(
+    host: U8, frames: I64, expected: Integer, absent: Integer, held: Integer, first: Integer, last: Integer, rc: U16
+) -> int:
     """Freeze each of ``frames[first:last]`` that has exactly `expected` references, and set its mark (semantics 2.5).
 
-    expected : uint8[k]; rc : uint16[k], written: RC_DONE frozen, RC_BUSY somebody else holds it or writes it back.
+    rc : uint16[k], written: RC_DONE frozen, `held` somebody else holds it or writes it back, `absent` it is negative.
     Returns how many are frozen.
     """
     frozen = 0
     for i in range(first, last):
         frame = frames[i]
+        if frame < 0:
+            rc[i] = absent
+            continue
         seen = load_acquire(host, frame)
-        rc[i] = RC_BUSY
-        if seen & MARK_WRITEBACK == 0 and seen & REFERENCES == expected[i] and expected[i] != 0:
+        rc[i] = held
+        if seen & MARK_WRITEBACK == 0 and seen & REFERENCES == expected and expected != 0:
             if compare_and_swap(host, frame, seen, np.uint8(MARK_SECURE)):
                 rc[i] = RC_DONE
                 frozen += 1
@@ -308,11 +313,11 @@ def freeze(host: U8, frames: I64, expected: U8, first: Integer, last: Integer, r
 
 
 @kernel
-def unfreeze(host: U8, frames: I64, expected: U8, first: Integer, last: Integer, rc: U16) -> None:
+def unfreeze(host: U8, frames: I64, expected: Integer, first: Integer, last: Integer, rc: U16) -> None:
     """Give the frozen ones among ``frames[first:last]`` (rc : RC_DONE) their `expected` references back."""
     for i in range(first, last):
         if rc[i] == RC_DONE:
-            exchange(host, frames[i], np.uint8(MARK_SECURE | expected[i]))
+            exchange(host, frames[i], np.uint8(MARK_SECURE | expected))
 
 
 @kernel

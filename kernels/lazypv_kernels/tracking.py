@@ -18,6 +18,7 @@ from lazypv_kernels.layout import (
     KIND_PLAIN,
     KIND_SEALED,
     NO_FRAME,
+    PAGE_SIZE,
     RC_BUSY,
     RC_DONE,
     RECORD_IN,
@@ -29,7 +30,15 @@ from lazypv_kernels.layout import (
     TRACK_SAVING,
     TRACK_SHIFT,
 )
-from lazypv_kernels.native import fence, load_acquire, load_half_at, store_half_at, store_release
+from lazypv_kernels.native import (
+    address_of,
+    copy_bytes,
+    fence,
+    load_acquire,
+    load_half_at,
+    store_half_at,
+    store_release,
+)
 from lazypv_kernels.tables import load_entry
 
 RC_COPIED = 0x0002
@@ -120,7 +129,7 @@ def copy_aside(
             code[i] = RC_BUSY
             continue
         if track[page, 1] != now and owner[frame] == slot and guest_page[frame] == page:
-            aside[rows[i], :] = contents[frame]
+            copy_bytes(address_of(aside, rows[i]), address_of(contents, frame), PAGE_SIZE)
             aside_kind[rows[i]] = KIND_SEALED if seen == SEC else KIND_PLAIN
             aside_of[page] = rows[i] + 1
             fence()

@@ -157,3 +157,38 @@ def test_a_digest_sees_what_a_named_tuple_holds():
     one, same, other = (Digester((), 1 << 20).digest([Result(0, 1, rrc)]) for rrc in (2, 2, 3))
     assert one == same
     assert one != other
+
+
+def returns(value):
+    """A function that has closed over `value`."""
+    return lambda: value
+
+
+def asks_itself(value):
+    """A function that has closed over itself, too."""
+
+    def function():
+        return function, value
+
+    return function
+
+
+async def text_with(function):
+    await Acquire(Lock("one"), True)
+    return function
+
+
+@pytest.mark.parametrize("closing_over", [returns, asks_itself])
+@pytest.mark.parametrize("place", ["a list", "a text", "a function"])
+def test_a_digest_sees_what_a_function_has_closed_over_wherever_it_is(closing_over, place):
+    def digest_with(value):
+        function = closing_over(value)
+        text = text_with(returns(function) if place == "a function" else function)
+        text.send(None)
+        digest = Digester((), 1 << 20).digest([[function]] if place == "a list" else [text])
+        text.close()
+        return digest
+
+    one, same, other = (digest_with(value) for value in (1, 1, 2))
+    assert one == same
+    assert one != other

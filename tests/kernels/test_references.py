@@ -121,11 +121,11 @@ def test_freezing_and_thawing_are_their_twins(seed, size):
     frames = random_frames(rng, size, size)
     host = random_host(rng, size, frozen=True)
     host[rng.random(size) < 0.5] = 1
-    expected = rng.choice(np.array([0, 1, 1, 1, 2], np.uint8), frames.size)
-    _, after = agree(
-        references.freeze, twins.freeze, host, frames, expected, 0, frames.size, np.zeros(frames.size, np.uint16)
-    )
-    frozen, rc = after[0], after[5]
+    frames[rng.random(frames.size) < 0.1] = -1
+    expected = int(rng.choice([0, 1, 1, 2]))
+    rc = np.zeros(frames.size, np.uint16)
+    _, after = agree(references.freeze, twins.freeze, host, frames, expected, 0x10A, 0xFFFF, 0, frames.size, rc)
+    frozen, rc = after[0], after[7]
     agree(references.unfreeze, twins.unfreeze, frozen, frames, expected, 0, frames.size, rc)
 
 
@@ -209,7 +209,7 @@ def test_dropping_a_reference_waits_until_the_frame_is_thawed():
     rc = np.ones(1, np.uint16)
     settled = threading.Thread(target=references.settle, args=(host, frames, 0, 1, rc, False, True))
     settled.start()
-    references.unfreeze(host, frames, np.ones(1, np.uint8), 0, 1, rc)
+    references.unfreeze(host, frames, 1, 0, 1, rc)
     settled.join(30)
     assert not settled.is_alive()
     assert host[0] == 0

@@ -146,14 +146,15 @@ def test_only_an_expected_number_of_references_freezes_a_frame(books):
     frames = books.allocate(4)
     books.get(frames[1:2])
     books.set_writeback(frames[2:3], True)
-    rc, count = books.freeze(frames, np.ones(4, np.uint8))
-    assert (rc.tolist(), count) == ([RC_DONE, 0, 0, RC_DONE], 2)
+    asked = np.append(frames, -1)
+    rc, count = books.freeze(asked, 1, absent=0x10A, held=0xFFFF)
+    assert (rc.tolist(), count) == ([RC_DONE, 0xFFFF, 0xFFFF, RC_DONE, 0x10A], 2)
     assert books.marked(frames).tolist() == [True, False, False, True]
     assert books.allocate(37) is None
-    books.unfreeze(frames, np.ones(4, np.uint8), rc)
+    books.unfreeze(asked, 1, rc)
     assert [books.reference_count(frame) for frame in frames] == [1, 2, 1, 1]
     books.set_writeback(frames[2:3], False)
-    assert books.freeze(frames[2:3], np.ones(1, np.uint8))[1] == 1
+    assert books.freeze(frames[2:3], 1, absent=0, held=0)[1] == 1
 
 
 def test_a_frame_outside_the_machine_has_no_references(books):

@@ -275,10 +275,10 @@ def _is_suspended(text: Text[Any]) -> bool:
 
 
 def _is_enabled(step: Step[Any] | None) -> bool:
-    if isinstance(step, Acquire):
+    if type(step) is Acquire:
         lock = step.lock
         return lock.writer is None and (step.shared or not lock.readers)
-    if isinstance(step, Wait):
+    if type(step) is Wait:
         return step.condition()
     return step is not None
 

@@ -16,9 +16,10 @@ from lazypv.explore.run import Broken, NewClock, Replayed, Run, Schedule
 from lazypv.explore.world import Scene, World
 
 LOOKED_UP = 6
-"""Where there is no choice, a state is looked up only behind a multiple of so many steps: a digest costs more than ten.
+"""Where missing a state costs few runs, states are looked up only behind a multiple of so many steps.
 
-Orders of the same steps meet behind the same number of them, so that all runs look where others have looked.
+A digest costs as much as ten steps. Orders of the same steps meet behind the same number of them, so that all runs look
+where others have looked.
 """
 
 
@@ -176,7 +177,8 @@ class Explorer:
                 last = schedule[-1].actor
             while enabled := run.enabled():
                 first, *others = self._choices(run, enabled, last, preemptions, faults)
-                looked_up = others or len(run.choices) % LOOKED_UP == 0
+                rarely = not others or self._is_the_last(enabled, last, preemptions, faults)
+                looked_up = not rarely or len(run.choices) % LOOKED_UP == 0
                 if prune and looked_up and not self._is_new(run.digest(), preemptions, faults, last):
                     return
                 for other in others:
@@ -224,6 +226,11 @@ class Explorer:
             for actor in order:
                 choices += [Choice(actor, at + 1) for at in range(len(run.clock.faults_of(actor)))]
         return choices
+
+    def _is_the_last(self, enabled: list[int], last: int, preemptions: int, faults: int) -> bool:
+        """Whether any other choice than going on uses up all that is left of the bounds."""
+        bounds = self.bounds
+        return bounds.preemptions == preemptions + 1 and faults == bounds.faults and last in enabled
 
     def _is_new(self, digest: int, preemptions: int, faults: int, last: int) -> bool:
         """Whether the state was never met with as many preemptions and faults left, by the same actor on turn."""

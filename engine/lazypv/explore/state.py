@@ -89,7 +89,7 @@ class Snapshot:
             if isinstance(thing, _WITHOUT_IDENTITY) or id(thing) in seen:
                 continue
             seen.add(id(thing))
-            if isinstance(thing, (*_CONSTANT, *self._opaque)):
+            if isinstance(thing, (*_CONSTANT, *self._opaque)) or _closes_over_nothing(thing):
                 self.constants.append(thing)
             elif isinstance(thing, np.ndarray):
                 self._keep_array(thing)
@@ -136,6 +136,10 @@ class Snapshot:
         return list(fields.values())
 
 
+def _closes_over_nothing(thing: Any) -> bool:
+    return isinstance(thing, FunctionType) and not thing.__closure__
+
+
 def _fields(thing: Any) -> dict[str, Any] | None:
     """Attributes of an object of ours, or of somebody's own policy; None for what has no state of its own."""
     if type(thing).__module__.partition(".")[0] in _LIBRARIES:
@@ -180,6 +184,16 @@ class Pickled:
 
 
 Recipe = tuple[Any, ...]
+Teller = Callable[[Any], Recipe]
+
+
+class _Function:
+    """A function of a text: of a function itself the pickler would say where it is to be imported from."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
 
 
 def _in_order(each: set[Any]) -> list[Any]:
@@ -217,28 +231,22 @@ class Digester:
         roots: list[Any] | None = None,
         fleeting: tuple[type, ...] = (),
     ) -> None:
-        self._opaque = opaque
         self._storage_bytes = storage_bytes
-        self._recipes: dict[type, Callable[[Any], Recipe]] = {
-            CoroutineType: _text,
-            FunctionType: _function,
-            MethodType: lambda method: (Pickled, (method.__func__.__qualname__,), method.__self__),
-            deque: lambda each: (Pickled, (len(each),), tuple(each)),
-            range: lambda each: (Pickled, (each.start, each.stop, each.step)),
-        }
-        recipes = self._recipes
-        recipe_of = self._recipe_of
+        self._tellers = tellers = _Tellers(opaque, storage_bytes)
 
-        class Pickler(pickle.Pickler):
+        class Quick(pickle.Pickler):
+            dispatch_table = tellers
+
+        class Thorough(pickle.Pickler):
+            """Takes functions, too, wherever they are."""
+
             def reducer_override(self, thing: Any) -> Any:
-                kind = type(thing)
-                if kind is np.ndarray:  # half of all calls
-                    return _NOTHING if thing.nbytes >= storage_bytes else (Pickled, (thing.tobytes(),))
-                return (recipes.get(kind) or recipe_of(thing, kind))(thing)
+                return NotImplemented if isinstance(thing, type) else tellers[type(thing)](thing)
 
         self._hasher = _Hasher()
         self._into = io.BytesIO()
-        self._pickler = Pickler(self._into, 5)
+        self._quick = Quick(self._into, 5)
+        self._thorough = Thorough(self._into, 5)
         self._objects: list[tuple[Callable[[Any], Any], Any]] = []
         self._containers: list[tuple[Callable[[Any], Any], Any]] = []
         self._bytes: list[NDArray[np.uint8]] = []
@@ -266,43 +274,97 @@ class Digester:
     def digest(self, things: Any, *more: NDArray[Any]) -> int:
         """Hash of everything that can be reached from `things`, and of the bytes of `more`."""
         told = [things, [values(each) for values, each in self._objects], [of(each) for of, each in self._containers]]
-        self._into.seek(0)
-        self._into.truncate()
-        self._pickler.memo = self._known.memo
-        self._pickler.dump(told)
-        self._pickler.clear_memo()  # else it would keep what it has met
+        try:
+            self._dump(self._quick, told)
+        except (pickle.PicklingError, AttributeError):
+            self._dump(self._thorough, told)
         parts = [np.frombuffer(self._into.getbuffer(), np.uint8), *self._bytes, *[each.view(np.uint8) for each in more]]
         return self._hasher.hash_of(parts)
 
-    def _recipe_of(self, thing: Any, kind: type) -> Callable[[Any], Recipe]:
-        """How objects of that class are told, found out when the first one is met."""
-        recipe: Callable[[Any], Recipe]
-        if isinstance(thing, type):
-            recipe = _as_it_is
-        elif issubclass(kind, np.generic):
-            recipe = _scalar
+    def _dump(self, pickler: pickle.Pickler, told: Any) -> None:
+        self._into.seek(0)
+        self._into.truncate()
+        self._tellers.functions.clear()
+        pickler.memo = self._known.memo
+        try:
+            pickler.dump(told)
+        finally:
+            pickler.clear_memo()  # else it would keep what it has met
+
+
+class _Tellers(dict[type, Teller]):
+    """How objects of each class are told, found out when the first one is met.
+
+    Attributes
+    ----------
+    functions : dict
+        What stands for each function of a text that was met, while one world is told.
+    """
+
+    def __init__(self, opaque: tuple[type, ...], storage_bytes: int) -> None:
+        super().__init__()
+        self.functions: dict[FunctionType, _Function] = {}
+        self._opaque = opaque
+        self[np.ndarray] = lambda array: _NOTHING if array.nbytes >= storage_bytes else (Pickled, (array.tobytes(),))
+        self[CoroutineType] = self._text
+        self[FunctionType] = self._function
+        self[_Function] = lambda wrapper: self._function(wrapper.function)
+        self[MethodType] = lambda method: (Pickled, (method.__func__.__qualname__,), method.__self__)
+        self[deque] = lambda each: (Pickled, (len(each),), tuple(each))
+        self[range] = lambda each: (Pickled, (each.start, each.stop, each.step))
+
+    def __missing__(self, kind: type) -> Teller:
+        return lambda thing: self._found_out(kind, thing)(thing)
+
+    def _found_out(self, kind: type, thing: Any) -> Teller:
+        teller: Teller
+        if issubclass(kind, np.generic):
+            teller = _scalar
         elif issubclass(kind, Enum):
-            recipe = _member
+            teller = _member
         elif issubclass(kind, tuple | list) and not issubclass(kind, self._opaque):
-            recipe = _items
+            teller = _items
         elif issubclass(kind, Counter) or issubclass(kind, self._opaque):
-            recipe = _opaque
+            teller = _opaque
         else:
             fields = [name for name in _fields(thing) or () if name not in _IGNORED_FIELDS]
-            recipe = _teller(kind.__qualname__, fields)
-        self._recipes[kind] = recipe
-        return recipe
+            teller = _fields_told(kind.__qualname__, fields)
+        self[kind] = teller
+        return teller
+
+    def _wrapped(self, value: Any) -> Any:
+        if type(value) is not FunctionType:
+            return value
+        return self.functions.get(value) or self.functions.setdefault(value, _Function(value))
+
+    def _function(self, function: Any) -> Recipe:
+        cells = function.__closure__
+        if not cells:
+            return (Pickled, (function.__qualname__,))
+        return (Pickled, (function.__qualname__,), tuple([self._wrapped(cell.cell_contents) for cell in cells]))
+
+    def _text(self, text: CoroutineType[Any, Any, Any]) -> Recipe:
+        """Where a text stands along its await chain, and its locals there."""
+        told: list[Any] = []
+        at: Any = text
+        while type(at) is CoroutineType:
+            frame = at.cr_frame
+            if frame is None:
+                told.append("ended")
+                break
+            inner = at.cr_await  # told next, and not a second time as somebody's local
+            told += (at.__qualname__, frame.f_lasti)
+            values = [None if value is inner else value for value in frame.f_locals.values()]
+            told += [self._wrapped(value) if type(value) is FunctionType else value for value in values]
+            at = inner
+        return (Pickled, (), told)
 
 
-def _teller(name: str, fields: list[str]) -> Callable[[Any], Recipe]:
+def _fields_told(name: str, fields: list[str]) -> Teller:
     if not fields:
         return lambda _thing: (Pickled, (name,))
     values = attrgetter(*fields)
     return lambda thing: (Pickled, (name,), (values(thing),))
-
-
-def _as_it_is(_kind: type) -> Any:
-    return NotImplemented
 
 
 def _opaque(_thing: Any) -> Recipe:
@@ -320,27 +382,3 @@ def _scalar(value: Any) -> Recipe:
 
 def _member(member: Enum) -> Recipe:
     return (Pickled, (member.name,))
-
-
-def _function(function: Any) -> Recipe:
-    cells = function.__closure__
-    if not cells:
-        return (Pickled, (function.__qualname__,))
-    return (Pickled, (function.__qualname__,), tuple([cell.cell_contents for cell in cells]))
-
-
-def _text(text: CoroutineType[Any, Any, Any]) -> Recipe:
-    """Where a text stands along its await chain, and its locals there."""
-    told: list[Any] = []
-    at: Any = text
-    while type(at) is CoroutineType:
-        frame = at.cr_frame
-        if frame is None:
-            told.append("ended")
-            break
-        told.append(at.__qualname__)
-        told.append(frame.f_lasti)
-        inner = at.cr_await  # told next, and not a second time as somebody's local
-        told.extend([None if value is inner else value for value in frame.f_locals.values()])
-        at = inner
-    return (Pickled, (), told)

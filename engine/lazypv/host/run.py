@@ -55,11 +55,12 @@ async def access(
             values[back] = into
         if answer.all_done:
             return
-        left = np.flatnonzero(answer.rc != RC_DONE)
-        back = left if back is None else back[left]
-        code = answer.rc[left]
-        todo, into, which = todo[left], into[left], which[left]
-        faulting = code[code != RC_BUSY]
+        code = answer.rc
+        if answer.done or answer.noop:
+            left = np.flatnonzero(code != RC_DONE)
+            back = left if back is None else back[left]
+            code, todo, into, which = code[left], todo[left], into[left], which[left]
+        faulting = code[code != RC_BUSY] if answer.busy else code
         rounds = rounds + 1 if faulting.size else rounds
         if rounds > MOST_ROUNDS:
             vm.host.ledger.broke(35, f"guest page {int(todo[0]):#x} raised exceptions {MOST_ROUNDS} times in a row")
@@ -67,7 +68,7 @@ async def access(
                 "endless loop", f"guest page {int(todo[0]):#x} goes on raising {int(code[0]):#04x}"
             )
         for kind in np.unique(faulting).tolist() if faulting.size > 1 else faulting.tolist():
-            chosen = todo[code == kind]
+            chosen = todo[code == kind] if todo.size > 1 else todo
             if kind != PGM_PAGE_TRANSLATION:
                 vm.host.ledger.exception(kind, chosen.size)
             await HANDLERS[kind](vm, chosen)

@@ -8,7 +8,7 @@ Source: semantics 2.4, 2.5, 4.2, 4.7, 4.11.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -234,32 +234,37 @@ class SecurePages:
         self, gmap: Gmap, pages: NDArray[np.int64], call: Callable[[Frames], BulkAnswer], export_first: bool
     ) -> BulkAnswer:
         """Per page, its lock held: export if need be, freeze at the expected references, mark, call, unfreeze."""
-        rc = _filled(pages.size, CONV_TO_RC_NOT_MAPPED, RC_DTYPE)
-        entry = gmap.pte[pages]
-        present = entry.nonzero()[0]
-        frames = entry[present].astype(np.int64)
-        frames -= 1
-        if frames.size and export_first:
-            exported = self.ultravisor.export_pages(frames)
-            self.ledger.add("exported_before_import", exported.done)
-            if exported.busy:
-                # Imported without it, the page would be refused as somebody else's (invariant 36).
-                busy = exported.rc == RC_BUSY
-                rc[present[busy]] = RC_BUSY
-                present, frames = present[~busy], frames[~busy]
-        expected = _filled(frames.size, 1, np.uint8)
-        frozen, count = self.frames.freeze(frames, expected)
-        code = _filled(frames.size, FREEZE_FAILED, RC_DTYPE)
+        frames = gmap.pte.frames_at(pages)
+        not_exported = self._export_mapped(frames) if export_first else []
+        frozen, count = self.frames.freeze(frames, 1, absent=CONV_TO_RC_NOT_MAPPED, held=FREEZE_FAILED)
         done = noop = 0
+        rc = frozen
         if count:
-            held = slice(None) if count == frames.size else np.flatnonzero(frozen == RC_DONE)
-            answer = call(pages[present[held]])
-            code[held] = answer.rc
+            held = None if count == pages.size else np.flatnonzero(frozen == RC_DONE)
+            answer = call(pages if held is None else pages[held])
+            self.frames.unfreeze(frames, 1, frozen)
             done, noop = answer.done, answer.noop
-            self.frames.unfreeze(frames, expected, frozen)
-        rc[present] = code
+            if held is None:
+                rc = answer.rc
+            else:
+                rc[held] = answer.rc
+        for at in not_exported:
+            rc[at] = RC_BUSY
         busy = rc.size - int(np.count_nonzero(rc))  # RC_BUSY is 0
         return BulkAnswer(rc, done, noop, busy, pages.size - done - noop - busy)
+
+    def _export_mapped(self, frames: Frames) -> list[int]:
+        """Export those of `frames` that are not negative; what is busy is negative afterwards, and given back.
+
+        Imported without it, such a page would be refused as somebody else's (invariant 36).
+        """
+        exported = self.ultravisor.export_pages(frames[frames >= 0])
+        self.ledger.add("exported_before_import", exported.done)
+        if not exported.busy:
+            return []
+        busy: list[int] = np.flatnonzero(frames >= 0)[exported.rc == RC_BUSY].tolist()
+        frames[busy] = -1
+        return busy
 
     async def wait_for_import(self, gmap: Gmap, pages: NDArray[np.int64]) -> None:
         """After -EBUSY, -EAGAIN: until the first of `pages` has no unexpected reference and is not being written out.
@@ -302,10 +307,3 @@ class SecurePages:
             answer.refused += again.refused
             answer.busy = again.busy
         return answer
-
-
-def _filled(size: int, value: int, dtype: type[np.generic]) -> NDArray[Any]:
-    """As `numpy.full`, in a third of its time, which counts where a batch is one page."""
-    array: NDArray[Any] = np.empty(size, dtype)
-    array.fill(value)
-    return array

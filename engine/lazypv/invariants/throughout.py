@@ -54,8 +54,9 @@ class Throughout:
         host = self._host
         if host.ledger.broken:
             return Violation(*host.ledger.broken[0])
-        now = [each for process in host.processes for each in _inputs(host, process.mm, process.vms)]
-        now.append(len(self._configurations))
+        now: list[Any] = [len(self._configurations)]
+        for process in host.processes:
+            now += _inputs(host, process.mm, process.vms)
         if now == self._seen:
             return None
         self._seen = now
@@ -109,16 +110,19 @@ def _frames_check(host: Host) -> Callable[[], Violation | None]:
     return look
 
 
-def _inputs(host: Host, mm: Mm, vms: list[Vm]) -> Iterator[Any]:
+def _inputs(host: Host, mm: Mm, vms: list[Vm]) -> list[Any]:
     """What the invariants of one address space and its VMs are functions of."""
-    nodes = mm.set_aside.nodes
-    yield mm.users, mm.count, mm.protected.value, mm.freed, len(host.configurations), len(host.leaked)
-    yield mm.pv_sync_destroy, mm.torn_down, len(nodes), nodes[0].count if nodes else 0
-    # With a counter of zero, invariant 10 is about every page that is mapped.
-    yield object() if mm.protected.value < 1 and host.configurations else None
+    nodes, counter = mm.set_aside.nodes, mm.protected.value
+    found = [
+        mm.users, mm.count, counter, mm.freed, len(host.configurations), len(host.leaked),
+        mm.pv_sync_destroy, mm.torn_down, len(nodes), nodes[0].count if nodes else 0,
+        # With a counter of zero, invariant 10 is about every page that is mapped.
+        object() if counter < 1 and host.configurations else None,
+    ]  # fmt: skip
     for vm in vms:
         gmap = vm.gmap
-        yield gmap.asce, mm.gmap_asce, gmap.table, len(gmap.crst_list), gmap.guest_handle, vm.kvm.pv.handle
+        found += (gmap.asce, mm.gmap_asce, gmap.table, len(gmap.crst_list), gmap.guest_handle, vm.kvm.pv.handle)
+    return found
 
 
 class OfAnAddressSpace(NamedTuple):

@@ -157,12 +157,15 @@ class HostFrames:
             count += more
         return frames[:count], int(stopped) - pte.first
 
-    def freeze(self, frames: Frames, expected: NDArray[np.uint8]) -> tuple[NDArray[np.uint16], int]:
-        """Freeze those that have exactly the `expected` references, and mark them; (rc, how many). Semantics 2.5."""
-        rc = np.empty(frames.size, RC_DTYPE)
-        return rc, int(references.freeze(self.byte, frames, expected, 0, frames.size, rc))
+    def freeze(self, frames: Frames, expected: int, *, absent: int, held: int) -> tuple[NDArray[np.uint16], int]:
+        """Freeze those that have exactly `expected` references, and mark them; (rc, how many). Semantics 2.5.
 
-    def unfreeze(self, frames: Frames, expected: NDArray[np.uint8], rc: NDArray[np.uint16]) -> None:
+        `held` is the code of those that somebody else holds or writes back, `absent` of negative ones.
+        """
+        rc = np.empty(frames.size, RC_DTYPE)
+        return rc, int(references.freeze(self.byte, frames, expected, absent, held, 0, frames.size, rc))
+
+    def unfreeze(self, frames: Frames, expected: int, rc: NDArray[np.uint16]) -> None:
         """Undo :meth:`freeze` for those it froze."""
         references.unfreeze(self.byte, frames, expected, 0, frames.size, rc)
 

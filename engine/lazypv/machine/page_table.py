@@ -66,6 +66,12 @@ class PageTable:
         tables.load_entries(self.arrays, pages, self.first, values)
         return values
 
+    def frames_at(self, pages: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The frame behind each of `pages`, -1 where there is none."""
+        frames = self[pages].astype(FRAME_DTYPE)
+        frames -= 1
+        return frames
+
     def frames(self) -> NDArray[np.int64]:
         """The frame behind each page of the range, -1 where there is none."""
         frames = np.empty(self.size, FRAME_DTYPE)

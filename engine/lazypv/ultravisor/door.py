@@ -78,10 +78,9 @@ class Door:
         if (self.refuse or self.stall) and (not self.fault_at or command.name in self.fault_at):
             return self._faulted(command, column.size)
         rc = np.empty(column.size, RC_DTYPE)
-        counts = self._workers.add_up(column.size, work, rc)
-        answer = BulkAnswer.counted(rc, counts)
-        self.count(command, column.size, answer.noop, answer.done)
-        return answer
+        done, noop, busy, refused = self._workers.add_up(column.size, work, rc).tolist()
+        self.count(command, column.size, noop, done)
+        return BulkAnswer(rc, done, noop, busy, refused)
 
     def _faulted(self, command: UVC, size: int) -> BulkAnswer:
         code, self.refuse, self.stall = self.refuse, 0, False
