@@ -97,9 +97,7 @@ class LifecycleCalls(Door):
             records, tags = firmware.new_records(pages)
             handle = firmware.next_handle(slot)
             track = firmware.new_track(pages)
-            firmware.enter(
-                Configuration(slot, handle, pages, asce, translation, records, tags, donated, table, track)
-            )
+            firmware.enter(Configuration(slot, handle, pages, asce, translation, records, tags, donated, table, track))
             return Answer(0, UVC_RC_EXECUTED, 0, handle)
 
     def destroy_sec_conf(self, handle: int) -> Answer:
