@@ -238,7 +238,7 @@ class Calls:
         assert self.firmware.storage.contents.tobytes() == whole
 
     def calls_are_counted(self):
-        """Semantics 4.2, step 6, is about calls in vain: what was issued, what of it found nothing to do, or changed."""
+        """What was issued, what of it found nothing to do (semantics 4.2, step 6), and what changed a page."""
         assert self.ultravisor.issued == self.issued
         assert self.ultravisor.useless == self.useless
         assert self.ultravisor.done == self.done

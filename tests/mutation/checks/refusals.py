@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
+from mmap import mmap
 from typing import Any
 
 import numpy as np
 
-from lazypv.errors import LazyPVError, LifetimeError, MemoryShortageError, UsageError
+from lazypv.errors import LazyPVError, LifetimeError, MemoryShortageError, SlowCipherWarning, UsageError
 from lazypv.explore.faults import UNKNOWN_RC
 from lazypv.hardware import Machine
 from lazypv.host.host import Host
@@ -15,7 +17,7 @@ from lazypv.host.kvm import StorageSizes
 from lazypv.host.throttle import Throttle
 from lazypv.machine import AbsoluteStorage
 from lazypv.sizes import PAGE_SIZE
-from lazypv.ultravisor import Answer, ImageHeader, Ultravisor
+from lazypv.ultravisor import Answer, ImageHeader, Ultravisor, vault
 from lazypv.ultravisor.firmware import Firmware
 from lazypv.ultravisor.interface import (
     INIT_UV_RC_DONE_ALREADY,
@@ -28,7 +30,8 @@ from lazypv.ultravisor.interface import (
     UVC_RC_INV_GHANDLE,
     UVC_RC_INV_STATE,
 )
-from lazypv_kernels.layout import NS, RC_BUSY, RC_DONE, SHR
+from lazypv_kernels import ciphers
+from lazypv_kernels.layout import NS, RC_BUSY, RC_DONE, SHR, TAG_SIZE
 from lazypv_kernels.workers import Workers
 
 from .check import Check, NoticedError
@@ -47,6 +50,8 @@ def checks() -> Iterator[Check]:
     yield Check("calls that work on one configuration at once", _at_once)
     yield Check("a fault that is injected strikes once", _injected)
     yield Check("the Ultravisor has as many places as it says", _places)
+    yield Check("who makes a machine with a slow cipher is warned", _slow_cipher)
+    yield Check("a configuration takes as many bytes as it has to", _bytes)
 
 
 def _host(**settings: object) -> Host:
@@ -132,6 +137,9 @@ def _image() -> None:
     _expect("verifying a half", ultravisor.verify_img(guest.handle).rc, RC_NOT_COMPLETE)
     _expect("the other page", guest.unpack(2), [RC_DONE])
     _expect("verifying all", ultravisor.verify_img(guest.handle).rc, 1)
+    without_pages = ImageHeader.seal(image[:0], 0)
+    _expect("other parameters", ultravisor.set_sec_conf_params(guest.handle, without_pages).rc, 1)
+    _expect("unpacking an image without pages", guest.unpack(0, 3), [RC_NOT_UNPACKABLE] * 2)
 
 
 def _executed() -> None:
@@ -246,6 +254,30 @@ def _places() -> None:
     _expect("the place of one that is gone", again.rc, 1)
     if again.handle in {guest.handle for guest in guests}:
         raise NoticedError("a handle came back")
+
+
+def _slow_cipher() -> None:
+    """A warning names the line that makes the machine, which is where something can be done about it."""
+    warned = ("Machine(size, uv_base_pages=1)", "Machine.attach(mmap(-1, size), uv_base_pages=1)")
+    known = {"Machine": Machine, "mmap": mmap, "size": FRAMES * PAGE_SIZE}
+    has_aes, ciphers.HAS_AES = ciphers.HAS_AES, False
+    try:
+        for line in (*warned, "Machine(size, uv_base_pages=1, contents=False)"):
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                eval(compile(line, line, "eval"), dict(known)).close()
+            blamed = [each.filename for each in said if each.category is SlowCipherWarning]
+            _expect(f"lines to blame for {line}", blamed, [line] if line in warned else [])
+    finally:
+        ciphers.HAS_AES = has_aes
+
+
+def _bytes() -> None:
+    """Eight and a tag for each page, and its two generations; without contents one, and nothing else (design, data)."""
+    for contents, each in ((True, 8 + TAG_SIZE + 8), (False, 1)):
+        machine = Machine(FRAMES * PAGE_SIZE, uv_base_pages=1, contents=contents)
+        made = vault.firmware_of(machine.ultravisor).configurations[_Guest(machine.ultravisor).handle]
+        _expect("bytes of 4 pages", made.records.nbytes + made.tags.nbytes + made.track.nbytes, 4 * each)
 
 
 def _expect(what: str, found: object, wanted: object) -> None:
