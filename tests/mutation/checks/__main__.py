@@ -25,6 +25,7 @@ def all_checks() -> Iterator[Check]:
         footprints,
         ioctls,
         known,
+        mixtures,
         moments,
         policies,
         records,
@@ -42,6 +43,7 @@ def all_checks() -> Iterator[Check]:
     yield from searches.straight()
     yield from throttles.checks()
     yield from walks.checks()
+    yield from mixtures.checks()
     yield from accounts.checks()
     yield from footprints.checks()
     yield from ioctls.checks()

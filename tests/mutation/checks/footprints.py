@@ -1,7 +1,8 @@
-"""Footprints: what a step says that it is about.
+"""Footprints: what a step says that it is about, under which lock, and what it gives back.
 
-A text that changes a counter has said, at the step before, that it will write it; a call on a guest page is about the
-frame that is mapped there.
+A text that changes a counter has said, at the step before, that it will write it; what a lock protects changes only
+while the text holds that lock alone; a call on a guest page is about the frame that is mapped there; and an answer's
+counts are those of its codes.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ from lazypv.explore.scenarios import SCENARIOS
 from lazypv.host import kvm
 from lazypv.host.vm import Vm
 from lazypv.series import Series
-from lazypv.steps import Bulk, Step, Touch
+from lazypv.steps import Bulk, Lock, Step, Touch
+from lazypv.ultravisor import BulkAnswer
+from lazypv_kernels.layout import RC_BUSY, RC_DONE
 
 from .check import Check, NoticedError
 
 
 class Watching(Stepper):
-    """Looks at the counters of an address space before each step: who changed one had touched it, to write."""
+    """Looks at an address space before each step: who changed it had said so, or holds the lock that protects it."""
 
     def __init__(self, vm: Vm) -> None:
         super().__init__()
@@ -30,6 +33,9 @@ class Watching(Stepper):
         self._pte = vm.gmap.pte
         self._seen = self._counters()
         self._last: Step[Any] | None = None
+        self._gmap = vm.gmap
+        self._protected = self._under_locks()
+        self._held: list[Lock] = []
 
     def perform(self, actor: Driven, step: Step[Any]) -> Any:
         """Look, then do `step`."""
@@ -38,16 +44,42 @@ class Watching(Stepper):
             wrote = isinstance(self._last, Touch) and self._last.name == name and self._last.write
             if value != self._seen[name] and not wrote:
                 raise NoticedError(f"{name} changed after {self._last!r}, which is no write of it")
-        self._seen, self._last = now, step
+        protected = self._under_locks()
+        for lock, values in protected.items():
+            if values != self._protected[lock] and lock not in self._held:
+                raise NoticedError(f"{values} changed after {self._last!r}, and nobody held {lock}")
+        self._seen, self._last, self._protected = now, step, protected
         if isinstance(step, Bulk) and step.frame_of is not None:
             wrong = [page for page in step.columns[0] if step.frame_of(int(page)) != self._pte.entry(page) - 1]
             if wrong:
                 raise NoticedError(f"{step!r} is about other frames than those of guest pages {wrong}")
-        return super().perform(actor, step)
+        answer = super().perform(actor, step)
+        self._held = [lock for lock in actor.locks if lock.writer is actor]
+        if isinstance(answer, BulkAnswer):
+            counts_are_those_of_the_codes(step, answer)
+        return answer
+
+    def _under_locks(self) -> dict[Lock, Any]:
+        mm, gmap = self._mm, self._gmap
+        aside = [(id(node), node.count) for node in mm.set_aside.nodes]
+        return {
+            mm.set_aside.lock: (mm.to_drain, aside),
+            mm.mmap_lock: mm.pv_sync_destroy,
+            gmap.guest_table_lock: (gmap.asce, id(gmap.table)),
+        }
 
     def _counters(self) -> dict[str, int]:
         mm = self._mm
         return {"mm_users": mm.users, "mm_count": mm.count, "protected counter": mm.protected.value}
+
+
+def counts_are_those_of_the_codes(step: Step[Any], answer: BulkAnswer) -> None:
+    """Pages that are done, needed nothing, are busy, were refused: what reports add up."""
+    codes = answer.rc.tolist()
+    done, busy = codes.count(RC_DONE), codes.count(RC_BUSY)
+    found = (answer.done + answer.noop, answer.busy, answer.refused)
+    if found != (done, busy, len(codes) - done - busy):
+        raise NoticedError(f"{step!r} gave codes {codes}, and counts {answer}")
 
 
 def checks() -> Iterator[Check]:
