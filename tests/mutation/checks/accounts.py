@@ -13,16 +13,15 @@ from tests.host.stepping import Stepper, named
 
 from lazypv.clocks.explore import Choice
 from lazypv.explore.search import Bounds
-from lazypv.host.exit import mmput
 from lazypv.host.host import PRIVATE_SIZE, SHARED_FILE_SIZE, SPECIAL_SIZE, frames_for
 from lazypv.host.kvm import StorageSizes
 from lazypv.host.set_aside import PV_MAX_LAZY_COUNT
-from lazypv.host.vm import Process
 from lazypv.invariants import LastInstruction, OldRun
 from lazypv.series import Series
 from lazypv.sizes import parse_pages
 
 from .check import Check, NoticedError
+from .footprints import leave
 from .searches import explorer
 
 PAGES = 8
@@ -133,17 +132,11 @@ def _everybody_leaves() -> None:
     process, vm, host, stepper = world.processes[0], world.vms[0], world.host, Stepper()
     start = LastInstruction.of(host, vm.kvm.pv.handle)
     disabling = stepper.start(world.disable(vm)).until(named("destroy pages"))
-    stepper.run(_leave(process))
+    stepper.run(leave(process))
     disabling.finish()
     found = start.so_far(host)
     if found.check() or found.destroyed_sync != found.owned:
         raise NoticedError(f"all pages were to be destroyed at once: {found}")
-
-
-async def _leave(process: Process) -> None:
-    while process.tasks:
-        process.tasks -= 1
-        await mmput(process.host, process.mm)
 
 
 def _useless_calls() -> None:

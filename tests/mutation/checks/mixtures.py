@@ -36,6 +36,7 @@ def checks() -> Iterator[Check]:
     yield Check("a mixture is exported", _exported)
     yield Check("a mixture is made accessible", _accessible)
     yield Check("a mixture is imported", _imported)
+    yield Check("a mixture is stored to while it is saved", _stored)
     yield Check("pages from the allocator that are secure", _from_the_allocator)
 
 
@@ -131,6 +132,17 @@ def _imported() -> None:
     _Mixed(put).run(faults.non_secure(world.vm, np.array([HELD, EXPORTED])))
     _expect("pages while one was held", seen, [[SEC, NS]])
     _expect("pages afterwards", _left(world, [EXPORTED, HELD]), [(SEC, 1), (SEC, 1)])
+
+
+def _stored() -> None:
+    """Of pages that have still to be saved as many are copied as there is room for; the others wait."""
+    world, let_go = _world()
+    let_go()
+    handle, ultravisor, pages = world.vm.kvm.pv.handle, world.machine.ultravisor, np.arange(80, 84)
+    _expect("a snapshot", ultravisor.begin_snapshot(handle, None, 2) is not None, True)
+    aside: list[int] = []
+    _Mixed(lambda: aside.append(ultravisor.end_snapshot(handle, None))).run(faults.protection(world.vm, pages))
+    _expect("pages aside when there was no more room", aside, [2])
 
 
 def _from_the_allocator() -> None:
