@@ -29,6 +29,7 @@ from lazypv_kernels.layout import (
     DON_UV,
     MARK_SECURE,
     MARK_WRITEBACK,
+    NO_IMAGE,
     NS,
     PAGE_SIZE,
     PSH,
@@ -800,7 +801,7 @@ def content_of(world, slot, page, frame, codes, image_key, image_tags, image_fir
     _, _, _, already_in, integrity, not_unpackable = codes
     record = int(world.records[slot][page])
     where, version = record & 3, record >> 3
-    if len(image_tags):
+    if image_first != NO_IMAGE:
         if where != RECORD_NEVER or not 0 <= page - image_first < len(image_tags):
             return not_unpackable, None, NS
         if not world.wide:

@@ -47,6 +47,8 @@ REFERENCES_OVERFLOW: Final = 0x3F
 # --- page table entries ------------------------------------------------------------------------------------------
 NO_FRAME: Final = 0
 """An absent entry; a present one is frame + 1."""
+NO_IMAGE: Final = -1
+"""First guest page of the boot image where an import is not from one."""
 
 # --- the record of (configuration, guest page) -------------------------------------------------------------------
 # Bits 0-1: where the page is. Bit 2: claimed. The rest: version, raised at each export and never taken back. Without

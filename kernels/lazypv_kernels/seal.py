@@ -24,6 +24,7 @@ from lazypv_kernels.layout import (
     DIR_TAGS,
     DIR_WORDS,
     NO_FRAME,
+    NO_IMAGE,
     NO_OWNER,
     NS,
     PSH,
@@ -118,14 +119,14 @@ def import_pages(
     cipher: Integer, misc: bool, codes: U16, scratch: U8, slot: Integer, pte: Table, image_key: U8, image_tags: U8,
     image_first: Integer, pages: I64, first: Integer, last: Integer, rc: U16, counts: I64,
 ) -> None:  # fmt: skip
-    """CONV_TO_SEC_STOR, or UNPACK_IMG if there are image tags, for guest ``pages[first:last]`` of `slot`.
+    """CONV_TO_SEC_STOR, or UNPACK_IMG unless `image_first` is NO_IMAGE, for guest ``pages[first:last]`` of `slot`.
 
     pte : uint32[m], the guest's address translation (frame + 1, 0 absent); pages : int64[k]; misc : feature bit 0;
     codes : uint16[6], the answers (not mapped, outside, owned, already in, integrity, not to be unpacked);
     image_key : uint8[1, 32]; image_tags : uint8[t, 32], tag t belongs to guest page image_first + t.
     """
     nonce = np.empty(4, np.uint64)
-    unpack = image_tags.shape[0] > 0
+    unpack = image_first != NO_IMAGE
     for i in range(first, last):
         page = pages[i]
         if page < 0 or page >= table_size(pte) or not has_page(directory, slot, page):

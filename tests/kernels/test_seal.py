@@ -11,6 +11,7 @@ from lazypv_kernels.ciphers import AEGIS256
 from lazypv_kernels.layout import (
     DIR_TAGS,
     DIR_WORDS,
+    NO_IMAGE,
     NS,
     PAGE_SIZE,
     RC_DONE,
@@ -56,7 +57,7 @@ def export(world, frames, scratch=None, cipher=AEGIS256):
     return rc, counts
 
 
-def bring_in(world, slot, pte, pages, misc=False, image=(NO_KEY, NO_TAGS, 0), scratch=None, cipher=AEGIS256):
+def bring_in(world, slot, pte, pages, misc=False, image=(NO_KEY, NO_TAGS, NO_IMAGE), scratch=None, cipher=AEGIS256):
     """The kernel on `world`: (rc, counts)."""
     pages = np.asarray(pages, np.int64)
     rc, counts = codes_and_counts(pages.size)
@@ -105,7 +106,7 @@ def test_importing_is_its_twin(seed, size, misc, contents):
         pte[ours.guest_page[where]] = where + 1
         pages = rng.integers(-2, GUEST_PAGES + 5, 3 * GUEST_PAGES)
         rc, counts = codes_and_counts(pages.size)
-        twins.import_pages(theirs, misc, CODES, slot, pte, NO_KEY, NO_TAGS, 0, pages, 0, pages.size, rc, counts)
+        twins.import_pages(theirs, misc, CODES, slot, pte, NO_KEY, NO_TAGS, NO_IMAGE, pages, 0, pages.size, rc, counts)
         assert_same_answers(bring_in(ours, slot, pte, pages, misc), (rc, counts))
         assert_same_world(ours, theirs)
 
@@ -135,6 +136,18 @@ def test_unpacking_an_image_is_its_twin(seed, contents):
     assert_same_answers(bring_in(ours, 2, pte, pages, image=(key, tags, first)), (rc, counts))
     assert_same_world(ours, theirs)
     assert counts.tolist()[:2] == ([5, 5] if contents else [6, 6])
+
+
+@with_and_without_contents
+def test_of_an_image_without_pages_nothing_can_be_unpacked(contents):
+    """Semantics 2.3: UNPACK_IMG brings in pages of the image, and no others as if they were imported."""
+    ours = random_world(np.random.default_rng(1), 40, contents, held=0.0)
+    theirs, pte, pages = ours.copy(), np.arange(1, GUEST_PAGES + 1, dtype=np.uint32), np.arange(GUEST_PAGES)
+    rc, counts = codes_and_counts(pages.size)
+    twins.import_pages(theirs, False, CODES, 2, pte, NO_KEY, NO_TAGS, 0, pages, 0, pages.size, rc, counts)
+    assert_same_answers(bring_in(ours, 2, pte, pages, image=(NO_KEY, NO_TAGS, 0)), (rc, counts))
+    assert_same_world(ours, theirs)
+    assert CODES[5] in rc
 
 
 # --- one configuration, slot 1, whose guest page g lies in frame g ----------------------------------------------------

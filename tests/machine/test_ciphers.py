@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import warnings
 
 import numpy as np
@@ -29,8 +30,12 @@ def test_without_aes_instructions_there_is_no_gcm(monkeypatch):
 
 def test_without_aes_instructions_people_are_warned_if_there_is_anything_to_seal(monkeypatch):
     monkeypatch.setattr(ciphers, "HAS_AES", False)
-    with pytest.warns(SlowCipherWarning, match="no AES instructions"):
+    with pytest.warns(SlowCipherWarning, match="no AES instructions") as said:
         Machine(SIZE).close()
+    assert said[0].filename == __file__
+    with pytest.warns(SlowCipherWarning) as said:
+        Machine.attach(mmap.mmap(-1, SIZE)).close()
+    assert said[0].filename == __file__, "the line that makes it is to blame"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Machine(SIZE, contents=False).close()

@@ -98,6 +98,10 @@ class Model:
         self.configurations: dict[int, Configuration] = {}
         self.cpus: dict[int, Cpu] = {}
 
+    def states(self):
+        """Of all frames: what each is, to whom it belongs, and as which page."""
+        return [(frame.state, frame.owner, frame.page) for frame in self.frames]
+
     # --- configurations and CPUs ---------------------------------------------------------------------------------
 
     def _free(self, frames):

@@ -1,4 +1,4 @@
-"""Random sequences of calls on a small machine against the dictionary model: codes, states, owners, contents.
+"""Random sequences of calls on a small machine against the dictionary model: codes, states, owners, contents, counts.
 
 A driver of our own draws the calls: it keeps two or three configurations alive and most of their pages mapped, where a
 general-purpose one spent nine calls in ten on handles of the dead and on frames that nobody owned.
@@ -49,19 +49,40 @@ class Calls:
         self.handles: list[int] = []
         self.cpus: list[tuple[int, int]] = []
         self.met: Counter[tuple[str, int]] = Counter()
+        self.issued, self.useless, self.done = Counter(self.ultravisor.issued), Counter(), Counter()
 
     def content(self, frame):
         return self.firmware.storage.contents[frame].tobytes()
 
-    def agree(self, name, answer, expected):
-        self.met.update((name, code) for code in expected)
-        assert answer.rc.tolist() == expected
-        good = sum(code == DONE for code in expected)
-        assert (answer.done + answer.noop, answer.busy, answer.refused) == (good, 0, len(expected) - good)
+    def agree(self, name, answer, ask, pages):
+        """`ask` the model about each page: the same codes; how many of `pages` changed, and how many did not need to.
+
+        To pin or to share what is pinned or shared is not counted as in vain.
+        """
+        codes, useless = [], 0
+        for page in pages:
+            before = self.model.states()
+            codes.append(ask(page))
+            if name in ("import", "export", "destroy"):
+                useless += codes[-1] == DONE and self.model.states() == before
+        self.met.update((name, code) for code in codes)
+        done = codes.count(DONE) - useless
+        assert answer.rc.tolist() == codes
+        assert (answer.done, answer.noop) == (done, useless)
+        assert (answer.busy, answer.refused) == (0, len(codes) - done - useless)
+        return done, useless
+
+    def count(self, call, pages=1, done_and_useless=(0, 0)):
+        """The books of calls, kept a second time; what has never happened is no entry."""
+        done, useless = done_and_useless
+        self.issued[call] += pages
+        self.done += Counter({call: done})
+        self.useless += Counter({call: useless})
 
     # --- configurations and CPUs ---------------------------------------------------------------------------------
 
     def create_sec_conf(self, space, size, donated):
+        self.count("CREATE_SEC_CONF")
         table = TABLES[space]
         expected = self.model.create_conf(space, size, donated, table)
         answer = self.ultravisor.create_sec_conf(
@@ -73,6 +94,7 @@ class Calls:
             self.handles.append(answer.handle)
 
     def create_sec_cpu(self, handle, number, frame):
+        self.count("CREATE_SEC_CPU")
         expected = self.model.create_cpu(handle, number, [frame])
         answer = self.ultravisor.create_sec_cpu(handle, number, np.array([frame]))
         assert answer.rc == expected
@@ -88,21 +110,27 @@ class Calls:
             self.cpu_set_state(self.cpus[-1], True)
 
     def destroy_sec_cpu(self, cpu):
+        self.count("DESTROY_SEC_CPU")
         assert self.ultravisor.destroy_sec_cpu(cpu[0]).rc == self.model.destroy_cpu(cpu[0])
 
     def destroy_sec_conf(self, handle):
+        self.count("DESTROY_SEC_CONF")
         answer = self.ultravisor.destroy_sec_conf(handle)
         assert (answer.rc, answer.pages) == self.model.destroy_conf(handle)
 
     def verify_img(self, handle):
+        self.count("SET_SEC_CONF_PARAMS")
+        self.count("VERIFY_IMG")
         expected = self.model.verify(handle)
         assert self.ultravisor.set_sec_conf_params(handle, empty_header()).rc == expected
         assert self.ultravisor.verify_img(handle).rc == expected
 
     def cpu_set_state(self, cpu, operating):
+        self.count("CPU_SET_STATE")
         assert self.ultravisor.cpu_set_state(cpu[0], operating).rc == self.model.set_state(cpu[0], operating)
 
     def set_unshare_all(self, handle):
+        self.count("SET_UNSHARE_ALL")
         answer = self.ultravisor.set_unshare_all(handle)
         assert (answer.rc, answer.pages) == self.model.unshare_all(handle)
 
@@ -116,27 +144,34 @@ class Calls:
 
     def import_pages(self, handle, pages):
         answer = self.ultravisor.import_pages(handle, np.array(pages))
-        self.agree("import", answer, [self.model.import_page(handle, page) for page in pages])
+        counts = self.agree("import", answer, lambda page: self.model.import_page(handle, page), pages)
+        self.count("CONV_TO_SEC_STOR", len(pages), counts)
 
     def export_pages(self, frames):
         answer = self.ultravisor.export_pages(np.array(frames))
-        self.agree("export", answer, [self.model.export_page(frame, self.content) for frame in frames])
+        counts = self.agree("export", answer, lambda frame: self.model.export_page(frame, self.content), frames)
+        self.count("CONV_FROM_SEC_STOR", len(frames), counts)
 
     def destroy_pages(self, frames):
         answer = self.ultravisor.destroy_pages(np.array(frames))
-        self.agree("destroy", answer, [self.model.destroy_page(frame) for frame in frames])
+        counts = self.agree("destroy", answer, self.model.destroy_page, frames)
+        self.count("DESTR_SEC_STOR", len(frames), counts)
 
     def pin_pages(self, frames):
         answer = self.ultravisor.pin_pages(np.array(frames))
-        self.agree("pin", answer, [self.model.pin_page(frame) for frame in frames])
+        counts = self.agree("pin", answer, self.model.pin_page, frames)
+        self.count("PIN_PAGE_SHARED", len(frames), counts)
 
     def unpin_pages(self, handle, pages):
         answer = self.ultravisor.unpin_pages(handle, np.array(pages))
-        self.agree("unpin", answer, [self.model.unpin_page(handle, page) for page in pages])
+        counts = self.agree("unpin", answer, lambda page: self.model.unpin_page(handle, page), pages)
+        self.count("UNPIN_PAGE_SHARED", len(pages), counts)
 
     def share_pages(self, handle, pages, share):
         answer = self.ultravisor.share_pages(handle, np.array(pages), share)
-        self.agree("share", answer, [self.model.share_page(handle, page, share) for page in pages])
+        command = "SET_SHARED_ACCESS" if share else "REMOVE_SHARED_ACCESS"
+        counts = self.agree("share", answer, lambda page: self.model.share_page(handle, page, share), pages)
+        self.count(command, len(pages), counts)
 
     # --- accesses ------------------------------------------------------------------------------------------------
 
@@ -151,7 +186,7 @@ class Calls:
             np.zeros(len(pages), np.int64),
         )
         content = source.tobytes()
-        self.agree("access", answer, [self.model.store(handle, cpu_handle, space, page, content) for page in pages])
+        self.agree("access", answer, lambda page: self.model.store(handle, cpu_handle, space, page, content), pages)
 
     def protected_guest_stores(self, cpu, pages, word):
         cpu_handle, handle = cpu
@@ -201,6 +236,12 @@ class Calls:
     def contents_are_the_models(self):
         whole = b"".join(frame.content for frame in self.model.frames)
         assert self.firmware.storage.contents.tobytes() == whole
+
+    def calls_are_counted(self):
+        """What was issued, what of it found nothing to do (semantics 4.2, step 6), and what changed a page."""
+        assert self.ultravisor.issued == self.issued
+        assert self.ultravisor.useless == self.useless
+        assert self.ultravisor.done == self.done
 
     def nothing_is_held_between_calls(self):
         assert not any(found.in_flight for found in self.firmware.configurations.values())
@@ -309,6 +350,7 @@ def run(feature_bits, seed, steps=STEPS):
         try:
             calls.states_and_owners_are_the_models()
             calls.contents_are_the_models()
+            calls.calls_are_counted()
             calls.nothing_is_held_between_calls()
         except AssertionError as error:
             error.add_note("\n".join(map(str, trace[-8:])))

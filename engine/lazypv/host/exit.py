@@ -151,9 +151,8 @@ def _write_down_in_order(nodes: list[Node], frames: NDArray[np.int64]) -> BulkAn
     """The next numbers, into the first of `nodes` that have room."""
     left = frames
     for node in nodes:
-        if left.size and node.room:
-            part, left = left[: node.room], left[node.room :]
-            node.append(part)
+        part, left = left[: node.room], left[node.room :]
+        node.append(part)
     return BulkAnswer(np.full(frames.size, RC_DONE, RC_DTYPE), frames.size)
 
 

@@ -110,9 +110,9 @@ class Mm:
         Configurations of this address space whose cleaner has still to take the list; protected by the list's lock.
     """
 
-    def __init__(self, frames: HostFrames, counting: bool, node_capacity: int, list_has_lock: bool = True) -> None:
+    def __init__(self, frames: HostFrames, users: int, counting: bool, node_capacity: int, list_has_lock: bool) -> None:
         self.frames = frames
-        self.users = 0
+        self.users = users
         self.count = 1
         self.mmap_lock = Lock("mmap_lock")
         self.vmas: list[Vma] = []

@@ -78,7 +78,7 @@ class SetAsideList:
         False as posted.
     """
 
-    def __init__(self, frames: HostFrames, node_capacity: int, has_lock: bool = True) -> None:
+    def __init__(self, frames: HostFrames, node_capacity: int, has_lock: bool) -> None:
         self.lock = Lock("deferred_list")
         self.has_lock = has_lock
         self.nodes: deque[Node] = deque()

@@ -40,22 +40,22 @@ class Deferred:
 
     Attributes
     ----------
-    has_mm : bool
-        Whoever has the record is a user of the address space; `holds_mm`: and holds a reference to it.
-    handle : int
-        The configuration's.
     table : CrstTable
         The top table that the firmware knows.
     pv : Protected
         What the VM knew of the configuration: the storage donated for it.
+    handle : int
+        The configuration's, once it was handed over.
+    has_mm : bool
+        Whoever has the record is a user of the address space; `holds_mm`: and holds a reference to it.
     """
 
     mm: Mm
-    has_mm: bool
-    handle: int
     table: CrstTable
     pv: Protected
-    holds_mm: bool = True
+    handle: int = 0
+    has_mm: bool = False
+    holds_mm: bool = False
 
 
 class SeriesTeardown:
@@ -151,12 +151,12 @@ async def deinit_deferred(vm: Vm, start_cleaning: Callable[[Vm, Deferred], Text[
         result = await deinit_now(vm)
         if not (host.sync_only and host.series.destroyed_twice):
             return result
-    record = await Alloc("record", lambda: host.recorded(Deferred(mm, False, 0, gmap.table, vm.kvm.pv)))
+    record = await Alloc("record", lambda: host.recorded(Deferred(mm, gmap.table, vm.kvm.pv)))
     if record is None:
         return await deinit_now(vm)
-    record.holds_mm = host.series.lazy_shutdown or not host.series.mm_not_held
-    if record.holds_mm:
+    if host.series.lazy_shutdown or not host.series.mm_not_held:
         await mm.grab()
+        record.holds_mm = True
     record.has_mm = await mm.get_not_zero()
     if record.has_mm:
         await destroy_below_limit(vm)

@@ -57,7 +57,7 @@ class Throttle:
         self._since = 0.0
         self._resting = False
         self._began = 0.0
-        self._speed = 0.0
+        self._speed = 1.0
 
     @property
     def open(self) -> bool:
@@ -88,7 +88,7 @@ class Throttle:
         if not self.limited:
             return AT_ONCE_PAGES
         left = AT_ONCE_SECONDS - self._owed()
-        return max(0, min(AT_ONCE_PAGES, int(left / self._rest_for(1, 1 / self._speed if self._speed else 1.0))))
+        return max(0, min(AT_ONCE_PAGES, int(left / self._rest_for(1, 1 / self._speed))))
 
     def begin(self) -> None:
         """A batch begins."""

@@ -38,14 +38,14 @@ class Process:
 
     def __init__(self, host: Host, private: int, shared_file: int, special: int) -> None:
         self.host = host
+        self.tasks = MAIN_AND_IO
         self.mm = Mm(
             host.machine.frames,
+            self.tasks,
             host.series.count_configurations,
             host.node_capacity,
             list_has_lock=not host.series.list_without_lock,
         )
-        self.tasks = MAIN_AND_IO
-        self.mm.users = self.tasks
         self.vms: list[Vm] = []
         kinds = ((private, Backing.PRIVATE), (shared_file, Backing.FILE), (special, Backing.SPECIAL))
         cached = [self._populate(pages, backing) for pages, backing in kinds if pages]

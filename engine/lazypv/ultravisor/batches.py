@@ -51,7 +51,7 @@ class BatchRun:
     done: int
     frames: NDArray[np.int64]
     answer: BulkAnswer | None
-    settled: int = 0
+    settled: int
 
 
 def destroy_batches(

@@ -83,6 +83,7 @@ class Configuration:
     tags: NDArray[np.uint8]
     donated: NDArray[np.int64]
     table: NDArray[np.int64]
+    track: NDArray[np.uint32]
     cpus: dict[int, SecureCpu] = field(default_factory=dict)
     image: ImageHeader | None = None
     unpacked: int = 0
@@ -91,7 +92,6 @@ class Configuration:
     in_flight: int = 0
     cleaning: bool = False
     cleaned: int = 0
-    track: NDArray[np.uint32] = field(default_factory=lambda: np.zeros((0, TRACK_WORDS), np.uint32))
     generation: int = 1
     saved: dict[bytes, int] = field(default_factory=dict)
     restoring: list[tuple[NDArray[np.uint8], NDArray[np.uint64]]] = field(default_factory=list)
@@ -185,7 +185,6 @@ class Firmware:
         self.directory[row + DIR_RECORDS] = _address(configuration.records)
         self.directory[row + DIR_TAGS] = _address(configuration.tags)
         self.directory[row + DIR_PAGES] = configuration.pages
-        self.directory[row + DIR_CPUS] = 0
         self.directory[row + DIR_TRACK] = _address(configuration.track) if configuration.track.size else 0
         self.set_mode(configuration, TRACK_OPEN)
         self.keys[configuration.slot] = np.frombuffer(self._entropy(KEY_SIZE), np.uint8)

@@ -96,9 +96,8 @@ class LifecycleCalls(Door):
                 return refused(CREATE_SEC_CONF_RC_STORAGE)
             records, tags = firmware.new_records(pages)
             handle = firmware.next_handle(slot)
-            made = Configuration(slot, handle, pages, asce, translation, records, tags, donated, table)
-            made.track = firmware.new_track(pages)
-            firmware.enter(made)
+            track = firmware.new_track(pages)
+            firmware.enter(Configuration(slot, handle, pages, asce, translation, records, tags, donated, table, track))
             return Answer(0, UVC_RC_EXECUTED, 0, handle)
 
     def destroy_sec_conf(self, handle: int) -> Answer:

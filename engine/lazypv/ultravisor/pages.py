@@ -31,7 +31,7 @@ from lazypv.ultravisor.interface import (
     UVC_RC_INV_STATE,
 )
 from lazypv_kernels import access, claims, seal, sweep
-from lazypv_kernels.layout import KEY_SIZE, RC_DTYPE, TAG_SIZE
+from lazypv_kernels.layout import KEY_SIZE, NO_IMAGE, RC_DTYPE, TAG_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,8 +46,7 @@ if TYPE_CHECKING:
 _IMPORT_CODES = np.array(
     [CONV_TO_RC_NOT_MAPPED, RC_OUTSIDE, RC_FOREIGN, RC_ALREADY_IN, RC_INTEGRITY, RC_NOT_UNPACKABLE], RC_DTYPE
 )
-_NO_KEY = np.zeros((1, KEY_SIZE), np.uint8)
-_NO_TAGS = np.zeros((0, TAG_SIZE), np.uint8)
+_FROM_NO_IMAGE = (np.zeros((1, KEY_SIZE), np.uint8), np.zeros((0, TAG_SIZE), np.uint8), NO_IMAGE)
 
 
 class PageCalls(Door):
@@ -91,7 +90,7 @@ class PageCalls(Door):
         if configuration is None:
             self.count(command, pages.size)
             return all_refused(pages.size, UVC_RC_INV_GHANDLE)
-        key, tags, first_page = (image._key, image._tags, image.first) if image else (_NO_KEY, _NO_TAGS, 0)
+        key, tags, first_page = (image._key, image._tags, image.first) if image else _FROM_NO_IMAGE
         misc = BIT_UVC_FEAT_MISC in firmware.feature_bits
         try:
             return self._bulk(
@@ -112,6 +111,7 @@ class PageCalls(Door):
         firmware = vault.firmware_of(self)
         configuration = firmware.admit(handle)
         if configuration is None:
+            self.count(UVC.UNPIN_PAGE_SHARED, pages.size)
             return all_refused(pages.size, UVC_RC_INV_GHANDLE)
         try:
             return self._bulk(
@@ -135,6 +135,7 @@ class PageCalls(Door):
         configuration = firmware.admit(handle)
         command = UVC.SET_SHARED_ACCESS if share else UVC.REMOVE_SHARED_ACCESS
         if configuration is None:
+            self.count(command, pages.size)
             return all_refused(pages.size, UVC_RC_INV_GHANDLE)
         try:
             return self._bulk(

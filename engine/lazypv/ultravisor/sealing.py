@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 from lazypv.errors import CipherError, SlowCipherWarning
@@ -21,5 +22,13 @@ def cipher_number(name: str, contents: bool) -> int:
     if CIPHERS[name] == AES256GCM and not HAS_AES256GCM:
         raise CipherError("aes256gcm is refused: libsodium has it only on CPUs with AES instructions; choose aegis256")
     if contents and (warning := portable_cipher_warning()) is not None:
-        warnings.warn(warning, SlowCipherWarning, stacklevel=4)
+        warnings.warn(warning, SlowCipherWarning, stacklevel=_levels_to_caller())
     return CIPHERS[name]
+
+
+def _levels_to_caller() -> int:
+    """How far above :func:`cipher_number` the first line is that is not ours: whoever wants a machine, in any way."""
+    frame, levels = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("lazypv."):
+        frame, levels = frame.f_back, levels + 1
+    return levels

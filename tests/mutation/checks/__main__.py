@@ -25,19 +25,25 @@ def all_checks() -> Iterator[Check]:
         footprints,
         ioctls,
         known,
+        mixtures,
         moments,
         policies,
+        records,
         refusals,
         runs,
         searches,
         throttles,
+        walks,
     )
 
     yield from codes.checks()
     yield from calls.checks()
     yield from refusals.checks()
+    yield from records.checks()
     yield from searches.straight()
     yield from throttles.checks()
+    yield from walks.checks()
+    yield from mixtures.checks()
     yield from accounts.checks()
     yield from footprints.checks()
     yield from ioctls.checks()

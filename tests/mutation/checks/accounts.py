@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from tests.host.stepping import Stepper
+from tests.host.stepping import Stepper, named
 
 from lazypv.clocks.explore import Choice
 from lazypv.explore.search import Bounds
@@ -21,6 +21,7 @@ from lazypv.series import Series
 from lazypv.sizes import parse_pages
 
 from .check import Check, NoticedError
+from .footprints import leave
 from .searches import explorer
 
 PAGES = 8
@@ -63,6 +64,7 @@ def checks() -> Iterator[Check]:
         yield Check(f"nodes of the list are filled, {nodes} at once", partial(_nodes_are_full, nodes))
     for series in (Series(), Series().with_defects("D17")):
         yield Check("accounts of the next run's shutdown", partial(_next_shutdown, series))
+    yield Check("everybody leaves while pages are destroyed at once", _everybody_leaves)
     yield Check("useless calls are counted", _useless_calls)
     yield Check("a guest takes its frames, and little more", _frames_for)
 
@@ -123,6 +125,20 @@ def _next_shutdown(series: Series) -> None:
         raise NoticedError(f"one page was to be set aside: {found}")
 
 
+def _everybody_leaves() -> None:
+    """A walk that no number of users stops goes to the end, and leaves nothing to be exported (semantics 4.5)."""
+    world = explorer("shutdown", Series(), PAGES, Bounds(0), lazy_destroy=False).world
+    world.restore()
+    process, vm, host, stepper = world.processes[0], world.vms[0], world.host, Stepper()
+    start = LastInstruction.of(host, vm.kvm.pv.handle)
+    disabling = stepper.start(world.disable(vm)).until(named("destroy pages"))
+    stepper.run(leave(process))
+    disabling.finish()
+    found = start.so_far(host)
+    if found.check() or found.destroyed_sync != found.owned:
+        raise NoticedError(f"all pages were to be destroyed at once: {found}")
+
+
 def _useless_calls() -> None:
     """Without patch 02 every page that was destroyed is asked for twice in vain (semantics 4.2, step 6)."""
     for series, calls in ((Series(), 0), (Series().without("02"), 2 * PAGES)):
@@ -138,14 +154,15 @@ def _useless_calls() -> None:
 
 
 def _frames_for() -> None:
+    """A page of each `PV_MAX_LAZY_COUNT` and one is exported, for a node that takes the others (patch 09)."""
     sizes = StorageSizes()
     process = frames_for(0, 0, sizes)
-    for pages in (1 << 10, 1 << 15):
+    for pages in (1 << 10, 1 << 15, 1 << 22):
         for vcpus in (1, 4):
             more = frames_for(pages, vcpus, sizes) - process
             storage = 2 * (sizes.total(pages, vcpus) - sizes.total(0, 0))
-            nodes = pages // PV_MAX_LAZY_COUNT + 1
-            if not pages + storage <= more <= pages + storage + nodes:
+            nodes = pages // (PV_MAX_LAZY_COUNT + 1)
+            if not pages + storage + nodes <= more <= pages + storage + nodes + 1:
                 raise NoticedError(f"{pages} pages and {vcpus} CPUs take {more} frames more")
             if sizes.total(pages, vcpus) != 32 + pages // 256 + 5 * vcpus:
                 raise NoticedError(f"{pages} pages and {vcpus} CPUs take {sizes.total(pages, vcpus)} frames of storage")

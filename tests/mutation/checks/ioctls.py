@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from tests.host.worlds import World as Hosted
 
 from lazypv.clocks.explore import Choice, ExploringClock
 from lazypv.clocks.live import LiveClock
@@ -13,10 +14,12 @@ from lazypv.explore.faults import UNKNOWN_RC, faults_for
 from lazypv.explore.scenarios import SCENARIOS
 from lazypv.explore.world import World
 from lazypv.host import kvm
+from lazypv.host.gmap import CRST_ALLOC_PAGES
 from lazypv.host.kvm import EINVAL, EIO, ENOMEM, Result
 from lazypv.host.vm import Vm
 from lazypv.invariants import check_frames, check_structures
 from lazypv.series import Series
+from lazypv.sizes import PAGE_SIZE
 from lazypv.ultravisor.interface import UVC_RC_NEED_DESTROY
 
 from .check import Check, NoticedError
@@ -33,6 +36,7 @@ def checks() -> Iterator[Check]:
     yield Check("enabling with each step failing", _enable)
     yield Check("ioctls that work", _all_well)
     yield Check("ioctls at the wrong time", _wrong_time)
+    yield Check("a top table that is replaced is copied", _copied)
 
 
 def _enable() -> None:
@@ -123,6 +127,20 @@ def _all_well() -> None:
     ]
     if results != [Result(0, 1, 0)] * len(results):
         raise NoticedError(f"parameters, verification, start gave {results}")
+
+
+def _copied() -> None:
+    """Its entries are those of the old one, which point to tables of the host (patch 01)."""
+    world = Hosted()
+    world.protect()
+    old = world.vm.gmap.table
+    entries = world.machine.load(old.origin, CRST_ALLOC_PAGES * PAGE_SIZE)
+    world.hold()
+    world.disable()
+    new = world.vm.gmap.table
+    if new is old or not any(entries) or world.machine.load(new.origin, len(entries)) != entries:
+        raise NoticedError(f"the table at {new.origin:#x} is no copy of the one at {old.origin:#x}")
+    world.close()
 
 
 def _wrong_time() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
+from mmap import mmap
 from typing import Any
 
 import numpy as np
 
-from lazypv.errors import LazyPVError, LifetimeError, MemoryShortageError, UsageError
+from lazypv.errors import CipherError, LazyPVError, LifetimeError, MemoryShortageError, SlowCipherWarning, UsageError
 from lazypv.explore.faults import UNKNOWN_RC
 from lazypv.hardware import Machine
 from lazypv.host.host import Host
@@ -15,7 +17,7 @@ from lazypv.host.kvm import StorageSizes
 from lazypv.host.throttle import Throttle
 from lazypv.machine import AbsoluteStorage
 from lazypv.sizes import PAGE_SIZE
-from lazypv.ultravisor import Answer, ImageHeader, Ultravisor
+from lazypv.ultravisor import Answer, ImageHeader, Ultravisor, sealing, vault
 from lazypv.ultravisor.firmware import Firmware
 from lazypv.ultravisor.interface import (
     INIT_UV_RC_DONE_ALREADY,
@@ -28,12 +30,14 @@ from lazypv.ultravisor.interface import (
     UVC_RC_INV_GHANDLE,
     UVC_RC_INV_STATE,
 )
-from lazypv_kernels.layout import NS, RC_BUSY, RC_DONE, SHR
+from lazypv_kernels import ciphers
+from lazypv_kernels.layout import NS, RC_BUSY, RC_DONE, SHR, TAG_SIZE
 from lazypv_kernels.workers import Workers
 
 from .check import Check, NoticedError
 
 FRAMES = 64
+LARGE_IMAGE = 300
 
 
 def checks() -> Iterator[Check]:
@@ -47,6 +51,10 @@ def checks() -> Iterator[Check]:
     yield Check("calls that work on one configuration at once", _at_once)
     yield Check("a fault that is injected strikes once", _injected)
     yield Check("the Ultravisor has as many places as it says", _places)
+    yield Check("a cipher that the computer has not is refused", _no_cipher)
+    yield Check("who makes a machine with a slow cipher is warned", _slow_cipher)
+    yield Check("a large image is unpacked", _large_image)
+    yield Check("a configuration takes as many bytes as it has to", _bytes)
 
 
 def _host(**settings: object) -> Host:
@@ -64,6 +72,7 @@ def _bad_use() -> None:
         _raises(UsageError, lambda bad=bad: _host(batch=bad))  # type: ignore[misc]
         _raises(UsageError, lambda bad=bad: Throttle(bad))  # type: ignore[misc]
     _host(batch=1)
+    _expect("a host that destroys at once", [_host().sync_only, _host(lazy_destroy=False).sync_only], [False, True])
     Throttle(0.5)
     _raises(UsageError, vm())
     _raises(UsageError, vm(range(4), range(3, 6)))
@@ -132,6 +141,9 @@ def _image() -> None:
     _expect("verifying a half", ultravisor.verify_img(guest.handle).rc, RC_NOT_COMPLETE)
     _expect("the other page", guest.unpack(2), [RC_DONE])
     _expect("verifying all", ultravisor.verify_img(guest.handle).rc, 1)
+    without_pages = ImageHeader.seal(image[:0], 0)
+    _expect("other parameters", ultravisor.set_sec_conf_params(guest.handle, without_pages).rc, 1)
+    _expect("unpacking an image without pages", guest.unpack(0, 3), [RC_NOT_UNPACKABLE] * 2)
 
 
 def _executed() -> None:
@@ -246,6 +258,62 @@ def _places() -> None:
     _expect("the place of one that is gone", again.rc, 1)
     if again.handle in {guest.handle for guest in guests}:
         raise NoticedError("a handle came back")
+
+
+def _no_cipher() -> None:
+    """As on a computer with AES instructions, and on one without."""
+    has_gcm = sealing.HAS_AES256GCM
+    try:
+        for sealing.HAS_AES256GCM in (True, False):
+            sealing.cipher_number("aegis256", False)
+            _raises(CipherError, lambda: sealing.cipher_number("rot13", False))
+            if sealing.HAS_AES256GCM:
+                sealing.cipher_number("aes256gcm", False)
+            else:
+                _raises(CipherError, lambda: sealing.cipher_number("aes256gcm", False))
+    finally:
+        sealing.HAS_AES256GCM = has_gcm
+
+
+def _large_image() -> None:
+    """Of more pages than small numbers have."""
+    machine, pages = Machine(4 * LARGE_IMAGE * PAGE_SIZE, uv_base_pages=1), np.arange(LARGE_IMAGE)
+    image = np.zeros((LARGE_IMAGE, PAGE_SIZE), np.uint8)
+    header, ultravisor = ImageHeader.seal(image, 0), machine.ultravisor
+    machine.store(2 * LARGE_IMAGE * PAGE_SIZE, image.tobytes())
+    made = ultravisor.create_sec_conf(
+        np.array([8]), LARGE_IMAGE, 4 * PAGE_SIZE, np.arange(4, 8), (pages + 2 * LARGE_IMAGE + 1).astype(np.uint32)
+    )
+    _expect("parameters", ultravisor.set_sec_conf_params(made.handle, header).rc, 1)
+    for half in np.array_split(pages, 2):
+        _expect("verifying too early", ultravisor.verify_img(made.handle).rc, RC_NOT_COMPLETE)
+        _expect("unpacking", ultravisor.unpack_pages(made.handle, half).done, half.size)
+    _expect("verifying", ultravisor.verify_img(made.handle).rc, 1)
+    machine.close()
+
+
+def _slow_cipher() -> None:
+    """A warning names the line that makes the machine, which is where something can be done about it."""
+    warned = ("Machine(size, uv_base_pages=1)", "Machine.attach(mmap(-1, size), uv_base_pages=1)")
+    known = {"Machine": Machine, "mmap": mmap, "size": FRAMES * PAGE_SIZE}
+    has_aes, ciphers.HAS_AES = ciphers.HAS_AES, False
+    try:
+        for line in (*warned, "Machine(size, uv_base_pages=1, contents=False)"):
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                eval(compile(line, line, "eval"), dict(known)).close()
+            blamed = [each.filename for each in said if each.category is SlowCipherWarning]
+            _expect(f"lines to blame for {line}", blamed, [line] if line in warned else [])
+    finally:
+        ciphers.HAS_AES = has_aes
+
+
+def _bytes() -> None:
+    """Eight and a tag for each page, and its two generations; without contents one, and nothing else (design, data)."""
+    for contents, each in ((True, 8 + TAG_SIZE + 8), (False, 1)):
+        machine = Machine(FRAMES * PAGE_SIZE, uv_base_pages=1, contents=contents)
+        made = vault.firmware_of(machine.ultravisor).configurations[_Guest(machine.ultravisor).handle]
+        _expect("bytes of 4 pages", made.records.nbytes + made.tags.nbytes + made.track.nbytes, 4 * each)
 
 
 def _expect(what: str, found: object, wanted: object) -> None:

@@ -18,6 +18,7 @@ PAGES_PER_SECOND = 2.0
 SECONDS = 5.0
 SECONDS_A_PAGE = 2e-6
 LOOKS_EVERY_SECONDS = 5e-5
+RESTS = 5
 LEAST, MOST = 0.9, 1.03
 """No credit is given for time in which nobody looked, hence the lower bound."""
 
@@ -89,6 +90,9 @@ def _in_the_long_run(limit: dict[str, float]) -> None:
     """So many pages a second, or such a share of the time, over seconds; and no more at once than may be."""
     throttle, time, pages, most = Throttle(**limit), [0.0], 0, 0
     throttle.now = lambda: time[0]
+    share = limit.get("share", limit.get("pages_per_second", 0.0) * SECONDS_A_PAGE)
+    at_once = AT_ONCE_SECONDS * share / (1 - share if "share" in limit else 1) / SECONDS_A_PAGE
+    _page_by_page(Throttle(**limit), at_once)
     while time[0] < SECONDS:
         if throttle.may_pass():
             throttle.begin()
@@ -98,10 +102,26 @@ def _in_the_long_run(limit: dict[str, float]) -> None:
             pages, most = pages + batch, max(most, batch if pages else 0)
         else:
             time[0] += LOOKS_EVERY_SECONDS
-    share = limit.get("share", limit.get("pages_per_second", 0.0) * SECONDS_A_PAGE)
     found = pages * SECONDS_A_PAGE / time[0]
     if not LEAST * share < found < MOST * share:
         raise NoticedError(f"cleaning took {found:.3f} of the time, {share} was to be")
-    at_once = AT_ONCE_SECONDS * share / (1 - share if "share" in limit else 1) / SECONDS_A_PAGE
     if not LEAST * at_once < most <= at_once + 1:
         raise NoticedError(f"{most} pages were cleaned at once, {at_once:.0f} may be")
+
+
+def _page_by_page(throttle: Throttle, at_once: float) -> None:
+    """In batches of a page, too, it rests seldom and long: as many pages go before each rest, not the first alone."""
+    time, rests, pages = [0.0], 0, 0
+    throttle.now = lambda: time[0]
+    while rests < RESTS:
+        if throttle.may_pass():
+            throttle.begin()
+            time[0] += SECONDS_A_PAGE
+            throttle.passed(1)
+            pages += 1
+            continue
+        rests += 1
+        while not throttle.may_pass():
+            time[0] += LOOKS_EVERY_SECONDS
+    if pages < LEAST * RESTS * at_once:
+        raise NoticedError(f"{pages} pages were cleaned between {RESTS} rests, {at_once:.0f} may be before each")
