@@ -16,7 +16,6 @@ from lazypv_kernels.layout import (
     MARK_WRITEBACK,
     MARKS,
     NO_FRAME,
-    RC_BUSY,
     RC_DONE,
     REFERENCES,
     REFERENCES_OVERFLOW,
