@@ -172,7 +172,7 @@ def _standing(actor: Actor) -> list[Any]:
     if not isinstance(step, Bulk):
         return [actor.text, actor.page, actor.answers]
     claimed = actor.claim is not None
-    return [actor.text, actor.page, claimed, step.columns, [answer.rc for answer in actor.answers]]
+    return [actor.text, actor.page, claimed, step.columns, [(answer.rc, answer.done) for answer in actor.answers]]
 
 
 def _violation(error: LazyPVError) -> Violation:

@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
 from operator import attrgetter
-from types import CoroutineType, FunctionType, MethodType
+from types import CodeType, CoroutineType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -315,6 +315,18 @@ def _function(function: Any) -> Recipe:
     return (Pickled, (function.__qualname__,), tuple([cell.cell_contents for cell in cells]))
 
 
+_LOCALS: dict[int, tuple[tuple[str, ...], CodeType]] = {}
+
+
+def _locals_of(code: CodeType) -> tuple[str, ...]:
+    """Names of a function's locals, in its order: Python's is the one in which they were first found bound."""
+    found = _LOCALS.get(id(code))  # to hash the code itself takes as long as all the rest
+    if found is None:
+        names = tuple(dict.fromkeys((*code.co_varnames, *code.co_cellvars, *code.co_freevars)))
+        found = _LOCALS[id(code)] = names, code
+    return found[0]
+
+
 def _text(text: CoroutineType[Any, Any, Any]) -> Recipe:
     """Where a text stands along its await chain, and its locals there."""
     told: list[Any] = []
@@ -327,6 +339,7 @@ def _text(text: CoroutineType[Any, Any, Any]) -> Recipe:
         told.append(at.__qualname__)
         told.append(frame.f_lasti)
         inner = at.cr_await  # told next, and not a second time as somebody's local
-        told.extend([None if value is inner else value for value in frame.f_locals.values()])
+        values = frame.f_locals
+        told.extend([None if (value := values.get(name)) is inner else value for name in _locals_of(frame.f_code)])
         at = inner
     return (Pickled, (), told)
