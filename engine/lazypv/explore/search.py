@@ -222,7 +222,10 @@ class Explorer:
 
     def _is_new(self, digest: int, preemptions: int, faults: int, last: int) -> bool:
         """Whether the state was never met with as many preemptions and faults left, by the same actor on turn."""
-        key = digest if self.bounds.preemptions is None else hash((digest, last))
+        if self.bounds.preemptions is None:
+            key, preemptions = digest, 0
+        else:
+            key = hash((digest, last))
         met = self._seen.get(key)
         if met is None:
             self._seen[key] = [(preemptions, faults)]
