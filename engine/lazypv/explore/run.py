@@ -146,7 +146,11 @@ class Run:
 
     def digest(self) -> int:
         """The state, each text's position and what its pending step has come to included."""
-        return self.world.digest([_standing(actor) for actor in self.clock.actors])
+        return self.world.digest(self.standing())
+
+    def standing(self) -> list[list[Any]]:
+        """Where each actor stands."""
+        return [_standing(actor) for actor in self.clock.actors]
 
     def close(self) -> None:
         """Let the texts go."""

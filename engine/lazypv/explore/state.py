@@ -29,7 +29,7 @@ from lazypv_kernels import scan
 
 _WITHOUT_IDENTITY = (int, float, str, bytes, bool, type(None), frozenset)
 _CONSTANT = (Enum, range, type, type(threading.Lock()), type(threading.RLock()), threading.local)
-_IGNORED_FIELDS = frozenset({"issued", "useless", "history", "directory"})
+IGNORED_FIELDS = frozenset({"issued", "useless", "history", "directory"})
 """Statistics, which decide nothing, and the kernels' directory, whose addresses differ and whose rest is elsewhere."""
 _LIBRARIES = sys.stdlib_module_names | {"numpy", "numba", "llvmlite", "nacl", "_cffi_backend", "pyarrow"}
 """Packages whose objects are no state of host, firmware or texts; everybody else's may be."""
@@ -125,7 +125,7 @@ class Snapshot:
         return list(each)
 
     def _keep_object(self, thing: Any) -> list[Any]:
-        fields = _fields(thing)
+        fields = fields_of(thing)
         if fields is None:
             return []
         self.objects.append(thing)
@@ -136,7 +136,7 @@ class Snapshot:
         return list(fields.values())
 
 
-def _fields(thing: Any) -> dict[str, Any] | None:
+def fields_of(thing: Any) -> dict[str, Any] | None:
     """Attributes of an object of ours, or of somebody's own policy; None for what has no state of its own."""
     if type(thing).__module__.partition(".")[0] in _LIBRARIES:
         return None
@@ -233,10 +233,10 @@ class Digester:
             self._build_on(Snapshot(roots, (*opaque, *fleeting)), fleeting)
 
     def _build_on(self, built: Snapshot, fleeting: tuple[type, ...]) -> None:
-        ignored = [getattr(each, name) for each in built.objects for name in _IGNORED_FIELDS if hasattr(each, name)]
+        ignored = [getattr(each, name) for each in built.objects for name in IGNORED_FIELDS if hasattr(each, name)]
         left_out = {id(each) for each in ignored}
         for each in built.objects:
-            fields = [name for name in _fields(each) or () if name not in _IGNORED_FIELDS]
+            fields = [name for name in fields_of(each) or () if name not in IGNORED_FIELDS]
             if fields:
                 self._objects.append((attrgetter(*fields), each))
         for each in built.containers:
@@ -249,14 +249,19 @@ class Digester:
         known += [each for each in built.constants if not isinstance(each, fleeting)]
         self._known.memo = {id(each): (number, each) for number, each in enumerate(known)}
 
-    def digest(self, things: Any, *more: NDArray[Any]) -> int:
-        """Hash of everything that can be reached from `things`, and of the bytes of `more`."""
-        told = [things, [values(each) for values, each in self._objects], [of(each) for of, each in self._containers]]
+    def _tell(self, things: Any) -> None:
+        """Have the pickler write `things` down; what the world keeps for good is named in them, not told."""
         self._into.seek(0)
         self._into.truncate()
         self._pickler.memo = self._known.memo
-        self._pickler.dump(told)
+        self._pickler.dump(things)
         self._pickler.clear_memo()  # else it would keep what it has met
+
+    def digest(self, things: Any, *more: NDArray[Any]) -> int:
+        """Hash of everything that can be reached from `things`, and of the bytes of `more`."""
+        self._tell(
+            [things, [values(each) for values, each in self._objects], [of(each) for of, each in self._containers]]
+        )
         parts = [np.frombuffer(self._into.getbuffer(), np.uint8), *self._bytes, *[each.view(np.uint8) for each in more]]
         return hash_of(np.concatenate(parts))
 
@@ -274,7 +279,7 @@ class Digester:
         elif issubclass(kind, Counter) or issubclass(kind, self._opaque):
             recipe = _opaque
         else:
-            fields = [name for name in _fields(thing) or () if name not in _IGNORED_FIELDS]
+            fields = [name for name in fields_of(thing) or () if name not in IGNORED_FIELDS]
             recipe = _teller(kind.__qualname__, fields)
         self._recipes[kind] = recipe
         return recipe
