@@ -1,4 +1,4 @@
-"""How fast orders are explored, and what it saves to leave out states that were met."""
+"""How fast orders are explored, and what it saves to leave out states that were met, and steps to them."""
 
 from __future__ import annotations
 
@@ -32,17 +32,20 @@ class Search:
         What the last run saw; every run sees the same.
     """
 
-    def __init__(self, pages: int, *, prune: bool, preemptions: int = PREEMPTIONS) -> None:
+    def __init__(
+        self, pages: int, *, prune: bool = True, preemptions: int | None = PREEMPTIONS, reduce: bool = True
+    ) -> None:
         of = scenario(SCENE)
         self._explorer = Explorer(of.build(Series(), pages), of.scene, Bounds(preemptions))
         self._prune = prune
+        self._reduce = reduce
         self._seconds: list[float] = []
-        self.outcome: Outcome = self._explorer.exhaust(prune=prune)
+        self.outcome: Outcome = self._explorer.exhaust(prune=prune, reduce=reduce)
 
     def run(self) -> None:
         """Search from the start."""
         began = time.perf_counter()
-        self.outcome = self._explorer.exhaust(prune=self._prune)
+        self.outcome = self._explorer.exhaust(prune=self._prune, reduce=self._reduce)
         self._seconds.append(time.perf_counter() - began)
 
     def finish(self) -> None:
@@ -97,6 +100,19 @@ def every_order(rig: Rig, _subject: Work) -> Work:
 def explore_pruning(rig: Rig) -> Work:
     """All orders of a reboot with two pages and at most two preemptions, each state only once."""
     search = Search(FEW_PAGES, prune=True, preemptions=_preemptions(rig))
+    return Work(run=search.run, finish=search.finish, warm=True, value=lambda: float(search.outcome.schedules))
+
+
+def both_orders(_rig: Rig, _subject: Work) -> Work:
+    """The same states, by way of every step that leads to one."""
+    search = Search(FEW_PAGES, preemptions=None, reduce=False)
+    return Work(run=search.run, finish=search.finish, warm=True)
+
+
+@benchmark("explore.sleeping", limit=both_orders, better="lower", unit="schedules", share=SHARE)
+def explore_sleeping(_rig: Rig) -> Work:
+    """All orders of a reboot with two pages and no bound; of two steps that come to the same, one order."""
+    search = Search(FEW_PAGES, preemptions=None)
     return Work(run=search.run, finish=search.finish, warm=True, value=lambda: float(search.outcome.schedules))
 
 

@@ -73,6 +73,7 @@ def test_the_suite_is_the_one_that_was_agreed():
         "startup.help": ("lower", 5),
         "explore.steps": ("higher", None),
         "explore.pruning": ("lower", None),
+        "explore.sleeping": ("lower", None),
     }
     assert all(declared.summary for declared in REGISTRY.values())
     assert [name for name, declared in REGISTRY.items() if declared.bar_of == "value"] == ["metadata"]

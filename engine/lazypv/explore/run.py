@@ -146,7 +146,11 @@ class Run:
 
     def digest(self) -> int:
         """The state, each text's position and what its pending step has come to included."""
-        return self.world.digest([_standing(actor) for actor in self.clock.actors])
+        return self.world.digest(self.standing())
+
+    def standing(self) -> list[list[Any]]:
+        """Where each actor stands."""
+        return [_standing(actor) for actor in self.clock.actors]
 
     def close(self) -> None:
         """Let the texts go."""
@@ -172,7 +176,7 @@ def _standing(actor: Actor) -> list[Any]:
     if not isinstance(step, Bulk):
         return [actor.text, actor.page, actor.answers]
     claimed = actor.claim is not None
-    return [actor.text, actor.page, claimed, step.columns, [answer.rc for answer in actor.answers]]
+    return [actor.text, actor.page, claimed, step.columns, [(answer.rc, answer.done) for answer in actor.answers]]
 
 
 def _violation(error: LazyPVError) -> Violation:

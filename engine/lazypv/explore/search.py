@@ -1,19 +1,23 @@
 """Orders: which ones there are, which ones were seen, and the shortest one that breaks something.
 
 Every schedule is run from the start of the world, which is put back for it. Exhaustive search goes depth first and
-leaves out a state that it has been in before with at least as many preemptions left.
+leaves out a state that it has been in before with at least as many preemptions left; without a bound on these it leaves
+out steps, too (:mod:`lazypv.explore.sleep`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from lazypv.clocks.explore import Choice, ExploringClock, Faults
 from lazypv.errors import ModelError
 from lazypv.explore.run import Broken, NewClock, Replayed, Run, Schedule
+from lazypv.explore.sleep import Place, SleepSets
 from lazypv.explore.world import Scene, World
+from lazypv.host.policy import Guarded
 
 LOOKED_UP = 6
 """Where missing a state costs few runs, states are looked up only behind a multiple of so many steps.
@@ -43,11 +47,18 @@ class Bounds:
 
 
 class Branch(NamedTuple):
-    """A schedule still to be followed, and what it has used up of the bounds."""
+    """A schedule still to be followed, and what it has used up of the bounds.
+
+    Attributes
+    ----------
+    place : Place or None
+        With sleep sets, where its last choice is taken.
+    """
 
     schedule: Schedule = ()
     preemptions: int = 0
     faults: int = 0
+    place: Place | None = None
 
 
 @dataclass
@@ -121,6 +132,7 @@ class Explorer:
         self._new_clock = new_clock
         self._seen: dict[int, list[tuple[int, int]]] = {}
         self._met: set[int] = set()
+        self._sleep: SleepSets | None = None
 
     def run(self, *, tell: bool = False) -> Run:
         """A run from the start."""
@@ -135,6 +147,7 @@ class Explorer:
         todo: list[Branch] | None = None,
         *,
         prune: bool = True,
+        reduce: bool = True,
         most_schedules: int | None = None,
         stop_at_first: bool = True,
         stop: Callable[[], bool] = _never,
@@ -145,6 +158,9 @@ class Explorer:
         ----------
         todo : list of Branch or None
             What to follow, last first; None for everything from the start.
+        reduce : bool
+            Without a bound on preemptions, follow one order of two steps that come to the same in either
+            (:mod:`lazypv.explore.sleep`). The scene's texts keep to the rules of texts.
         stop : callable
             Asked before each schedule; what is left then is in the outcome.
         """
@@ -152,23 +168,36 @@ class Explorer:
         if todo is None:
             self._seen.clear()
         self._met = outcome.met
+        follow: Callable[[Branch, list[Branch], Outcome], None] = partial(self._follow, prune=prune)
+        if prune and reduce and self._may_sleep():
+            if self._sleep is None or todo is None:
+                self._sleep = SleepSets(self, LOOKED_UP)
+            follow = self._sleep.follow
         todo = [Branch()] if todo is None else list(todo)
         while todo:
             if (most_schedules is not None and outcome.schedules >= most_schedules) or stop():
                 outcome.exhausted = False
                 outcome.left = todo
                 break
-            self._follow(todo.pop(), todo, outcome, prune)
+            follow(todo.pop(), todo, outcome)
             if outcome.broken and stop_at_first:
                 outcome.exhausted = False
                 break
         return outcome
 
+    def _may_sleep(self) -> bool:
+        """Whether sleep sets leave out no state: not with a bound on preemptions.
+
+        What a text may look at was read from ours, and from steps that are not cut in two.
+        """
+        own = isinstance(self.world.host.teardown, Guarded)
+        return self.bounds.preemptions is None and not self.bounds.finer and not own
+
     def _follow(self, branch: Branch, todo: list[Branch], outcome: Outcome, prune: bool) -> None:
         """Run a branch, then go on with the first choice each time; what else could be chosen is put on `todo`."""
         run = self.run()
         outcome.schedules += 1
-        schedule, preemptions, faults = branch
+        schedule, preemptions, faults, _ = branch
         last = -1
         try:
             if schedule:
@@ -176,7 +205,7 @@ class Explorer:
                 run.step(schedule[-1])
                 last = schedule[-1].actor
             while enabled := run.enabled():
-                first, *others = self._choices(run, enabled, last, preemptions, faults)
+                first, *others = self.choices(run, enabled, last, preemptions, faults)
                 rarely = not others or self._is_the_last(enabled, last, preemptions, faults)
                 looked_up = not rarely or len(run.choices) % LOOKED_UP == 0
                 if prune and looked_up and not self._is_new(run.digest(), preemptions, faults, last):
@@ -209,7 +238,7 @@ class Explorer:
             raise ModelError(f"{run.violation} was met once, and not again in the very same order")
         outcome.broken.append(Broken(again.violation, again.schedule, again.steps, again.fingerprint))
 
-    def _choices(self, run: Run, enabled: list[int], last: int, preemptions: int, faults: int) -> list[Choice]:
+    def choices(self, run: Run, enabled: list[int], last: int, preemptions: int, faults: int) -> list[Choice]:
         """Going on first, then the others as far as the bound allows, then each as often as its step may fail.
 
         The first one never costs a preemption.
@@ -234,7 +263,10 @@ class Explorer:
 
     def _is_new(self, digest: int, preemptions: int, faults: int, last: int) -> bool:
         """Whether the state was never met with as many preemptions and faults left, by the same actor on turn."""
-        key = digest if self.bounds.preemptions is None else hash((digest, last))
+        if self.bounds.preemptions is None:
+            key, preemptions = digest, 0
+        else:
+            key = hash((digest, last))
         met = self._seen.get(key)
         if met is None:
             self._seen[key] = [(preemptions, faults)]

@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from enum import Enum
 from operator import attrgetter
-from types import CoroutineType, FunctionType, MethodType
+from types import CodeType, CoroutineType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from lazypv_kernels import scan
 
 _WITHOUT_IDENTITY = (int, float, str, bytes, bool, type(None), frozenset)
 _CONSTANT = (Enum, range, type, type(threading.Lock()), type(threading.RLock()), threading.local)
-_IGNORED_FIELDS = frozenset({"issued", "useless", "history", "directory"})
+IGNORED_FIELDS = frozenset({"issued", "useless", "history", "directory"})
 """Statistics, which decide nothing, and the kernels' directory, whose addresses differ and whose rest is elsewhere."""
 _LIBRARIES = sys.stdlib_module_names | {"numpy", "numba", "llvmlite", "nacl", "_cffi_backend", "pyarrow"}
 """Packages whose objects are no state of host, firmware or texts; everybody else's may be."""
@@ -125,7 +125,7 @@ class Snapshot:
         return list(each)
 
     def _keep_object(self, thing: Any) -> list[Any]:
-        fields = _fields(thing)
+        fields = fields_of(thing)
         if fields is None:
             return []
         self.objects.append(thing)
@@ -140,7 +140,7 @@ def _closes_over_nothing(thing: Any) -> bool:
     return isinstance(thing, FunctionType) and not thing.__closure__
 
 
-def _fields(thing: Any) -> dict[str, Any] | None:
+def fields_of(thing: Any) -> dict[str, Any] | None:
     """Attributes of an object of ours, or of somebody's own policy; None for what has no state of its own."""
     if type(thing).__module__.partition(".")[0] in _LIBRARIES:
         return None
@@ -255,10 +255,10 @@ class Digester:
             self._build_on(Snapshot(roots, (*opaque, *fleeting)), fleeting)
 
     def _build_on(self, built: Snapshot, fleeting: tuple[type, ...]) -> None:
-        ignored = [getattr(each, name) for each in built.objects for name in _IGNORED_FIELDS if hasattr(each, name)]
+        ignored = [getattr(each, name) for each in built.objects for name in IGNORED_FIELDS if hasattr(each, name)]
         left_out = {id(each) for each in ignored}
         for each in built.objects:
-            fields = [name for name in _fields(each) or () if name not in _IGNORED_FIELDS]
+            fields = [name for name in fields_of(each) or () if name not in IGNORED_FIELDS]
             if fields:
                 self._objects.append((attrgetter(*fields), each))
         for each in built.containers:
@@ -274,22 +274,38 @@ class Digester:
     def digest(self, things: Any, *more: NDArray[Any]) -> int:
         """Hash of everything that can be reached from `things`, and of the bytes of `more`."""
         told = [things, [values(each) for values, each in self._objects], [of(each) for of, each in self._containers]]
-        try:
-            self._dump(self._quick, told)
-        except (pickle.PicklingError, AttributeError):
-            self._dump(self._thorough, told)
+        self._tell(told)
         parts = [np.frombuffer(self._into.getbuffer(), np.uint8), *self._bytes, *[each.view(np.uint8) for each in more]]
         return self._hasher.hash_of(parts)
 
-    def _dump(self, pickler: pickle.Pickler, told: Any) -> None:
+    def _tell(self, things: Any) -> None:
+        """Have a pickler write `things` down; what the world keeps for good is named in them, not told."""
+        try:
+            self._dump(self._quick, things)
+        except (pickle.PicklingError, AttributeError):
+            self._dump(self._thorough, things)
+
+    def _dump(self, pickler: pickle.Pickler, things: Any) -> None:
         self._into.seek(0)
         self._into.truncate()
         self._tellers.functions.clear()
         pickler.memo = self._known.memo
         try:
-            pickler.dump(told)
+            pickler.dump(things)
         finally:
             pickler.clear_memo()  # else it would keep what it has met
+
+
+_LOCALS: dict[int, tuple[tuple[str, ...], CodeType]] = {}
+
+
+def _locals_of(code: CodeType) -> tuple[str, ...]:
+    """Names of a function's locals, in its order: Python's is the one in which they were first found bound."""
+    found = _LOCALS.get(id(code))  # to hash the code itself takes as long as all the rest
+    if found is None:
+        names = tuple(dict.fromkeys((*code.co_varnames, *code.co_cellvars, *code.co_freevars)))
+        found = _LOCALS[id(code)] = names, code
+    return found[0]
 
 
 class _Tellers(dict[type, Teller]):
@@ -327,7 +343,7 @@ class _Tellers(dict[type, Teller]):
         elif issubclass(kind, Counter) or issubclass(kind, self._opaque):
             teller = _opaque
         else:
-            fields = [name for name in _fields(thing) or () if name not in _IGNORED_FIELDS]
+            fields = [name for name in fields_of(thing) or () if name not in IGNORED_FIELDS]
             teller = _fields_told(kind.__qualname__, fields)
         self[kind] = teller
         return teller
@@ -354,7 +370,7 @@ class _Tellers(dict[type, Teller]):
                 break
             inner = at.cr_await  # told next, and not a second time as somebody's local
             told += (at.__qualname__, frame.f_lasti)
-            values = [None if value is inner else value for value in frame.f_locals.values()]
+            values = [None if value is inner else value for value in map(frame.f_locals.get, _locals_of(at.cr_code))]
             told += [self._wrapped(value) if type(value) is FunctionType else value for value in values]
             at = inner
         return (Pickled, (), told)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lazypv.clocks.explore import LetGo, Taken
 from lazypv.clocks.live import LiveClock
 from lazypv.errors import ModelError
+from lazypv.explore.footprints import ACCOUNTS, Look, Watcher
 from lazypv.explore.state import Digester, Snapshot
 from lazypv.guest import GuestRun
 from lazypv.hardware import Machine
@@ -39,7 +40,15 @@ from lazypv.invariants import (
     search_remains,
 )
 from lazypv.invariants.accounts import owned_below
-from lazypv.invariants.whole import FLEETING, content_hashes, firmware_state, frames_state, is_known
+from lazypv.invariants.whole import (
+    FLEETING,
+    content_hashes,
+    cpus_of_configurations,
+    firmware_state,
+    frame_arrays,
+    frames_state,
+    is_known,
+)
 from lazypv.machine import AbsoluteStorage
 from lazypv.policy import LoadedPolicy
 from lazypv.scenario.boot import BootImage, GuestStartError, load_boot_image, protect
@@ -141,6 +150,7 @@ class World:
         self.faulted = False
         self._snapshot: Snapshot | None = None
         self._digester: Digester | None = None
+        self._watcher: Watcher | None = None
         self._throughout = Throughout(self.host)
         self._balance = Balance.of(self.host)
 
@@ -173,7 +183,9 @@ class World:
         opaque = (World, Machine, Ultravisor, AbsoluteStorage, Workers, Series, StorageSizes)
         self.machine.ultravisor.done.clear()
         self._balance = Balance.of(self.host)
-        self._digester = Digester(opaque, self.machine.size, [self, self.image, *self._roots()], _FLEETING)
+        roots = [self, self.image, *self._roots()]
+        self._digester = Digester(opaque, self.machine.size, roots, _FLEETING)
+        self._watcher = Watcher(opaque, self.machine.size, roots, _FLEETING, frame_arrays(self.machine))
 
     def restore(self) -> None:
         """Go back there."""
@@ -296,6 +308,21 @@ class World:
             raise ModelError("the world was never taken down")
         things = [self._roots(), self.found, self.made, self.faulted, texts]
         return self._digester.digest(things, content_hashes(self.machine))
+
+    @property
+    def watcher(self) -> Watcher:
+        """Who sees what a step changes."""
+        if self._watcher is None:
+            raise ModelError("the world was never taken down")
+        return self._watcher
+
+    def look_closely(self, texts: list[Any]) -> Look:
+        """The state in parts, to be compared with another."""
+        accounts = [self.host.ledger.pages[each] for each in ACCOUNTS]
+        hashes = content_hashes(self.machine).view(np.uint8).reshape(self.machine.pages, -1)
+        frames = np.concatenate([frames_state(self.machine), hashes], axis=1)
+        scene = [self._roots(), self.found, self.made, self.faulted, accounts]
+        return self.watcher.look(frames, cpus_of_configurations(self.machine), scene, texts)
 
     def fingerprint(self, steps: list[Taken]) -> str:
         """A number for what happened and what it left, the same in any process: hexadecimal."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lazypv.ultravisor import ImageHeader
 
 EINVAL, ENOMEM, EIO = -22, -12, -5
+KVM_LOCK: Final = "kvm->lock"
+"""Held through an ioctl; whoever gives it up comes back from one."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Kvm:
     """``struct kvm``: one VM of the host's kernel."""
 
     def __init__(self, vcpus: int) -> None:
-        self.lock = Lock("kvm->lock")
+        self.lock = Lock(KVM_LOCK)
         self.vcpus = [Vcpu(number) for number in range(vcpus)]
         self.pv = Protected()
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MM_USERS: Final = "mm_users"
 """What its accesses are called: whoever looks at it again and again asks to be told of writes."""
+GATHER: Final = "gather"
+"""What the step is called that takes references on mapped frames."""
 
 
 class Backing(Enum):
@@ -193,7 +195,7 @@ class Mm:
         Under the mmap lock. Ranges without mappings are skipped.
         """
         found: tuple[NDArray[np.int64], int] = await Call(
-            "gather", lambda: self._gather(at, end, limit), self, uvc=False, pages_of=lambda found: found[0].size
+            GATHER, lambda: self._gather(at, end, limit), self, uvc=False, pages_of=lambda found: found[0].size
         )
         return found
 

@@ -50,7 +50,7 @@ async def access(
     back: NDArray[np.int64] | None = None
     rounds = 0
     while True:
-        answer: BulkAnswer = await Bulk("guest access", enter, todo, into, which)
+        answer: BulkAnswer = await Bulk("guest access", enter, todo, into, which, frame_of=vm.frame_at)
         if back is not None and operation == 0:
             values[back] = into
         if answer.all_done:

@@ -155,6 +155,10 @@ class Vm:
             return self.base + pages < self.mm.end
         return self.is_backed(pages)
 
+    def frame_at(self, page: int) -> int:
+        """The frame behind a guest page, negative where nothing is mapped."""
+        return self.gmap.pte.entry(page) - 1
+
     def cpu(self, number: int) -> GuestCpu:
         """What SIE is entered with for vCPU `number` now."""
         vcpu = self.kvm.vcpus[number]

@@ -5,7 +5,7 @@ What comes out of here is taken down, put back and compared, never asked by a te
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -33,6 +33,12 @@ def is_known(machine: Machine, handle: int) -> bool:
     return handle in vault.firmware_of(machine.ultravisor).configurations
 
 
+def cpus_of_configurations(machine: Machine) -> list[tuple[int, int]]:
+    """Of each configuration its handle, and how many CPUs it has."""
+    configurations = vault.firmware_of(machine.ultravisor).configurations
+    return [(handle, len(configuration.cpus)) for handle, configuration in configurations.items()]
+
+
 def content_hashes(machine: Machine) -> NDArray[np.uint64]:
     """A hash of each frame's content: uint64[n]."""
     hashes = np.empty(machine.pages, np.uint64)
@@ -40,8 +46,13 @@ def content_hashes(machine: Machine) -> NDArray[np.uint64]:
     return hashes
 
 
+def frame_arrays(machine: Machine) -> tuple[NDArray[Any], ...]:
+    """What Ultravisor and host say of each frame: its state, the host's byte, its owner, its guest page."""
+    firmware = vault.firmware_of(machine.ultravisor)
+    return firmware.state, machine.frames.byte, firmware.owner, firmware.guest_page
+
+
 def frames_state(machine: Machine) -> NDArray[np.uint8]:
     """What Ultravisor and host say of each frame, side by side: uint8[n, 8]."""
-    firmware = vault.firmware_of(machine.ultravisor)
-    columns = (firmware.state, machine.frames.byte, firmware.owner, firmware.guest_page)
-    return np.concatenate([column.view(np.uint8).reshape(machine.pages, -1) for column in columns], axis=1)
+    columns = [column.view(np.uint8).reshape(machine.pages, -1) for column in frame_arrays(machine)]
+    return np.concatenate(columns, axis=1)
