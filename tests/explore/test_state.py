@@ -49,6 +49,8 @@ CHANGES = {
     "a reference": lambda world: world.machine.frames.byte.__setitem__(9, 1 ^ world.machine.frames.byte[9]),
     "a byte of storage": lambda world: firmware(world).storage.contents.__setitem__((9, 4095), 77),
     "a record of a configuration": lambda world: next(iter(firmware(world).configurations.values())).records.fill(8),
+    "a page that is booked and was not destroyed": lambda world: world.host.ledger.add("destroyed_sync", 1),
+    "a page that came in and is nowhere": lambda world: world.machine.ultravisor.done.update(UNPACK_IMG=1),
     "a key": lambda world: firmware(world).keys.__setitem__((1, 0), firmware(world).keys[1, 0] ^ 1),
 }
 
@@ -66,6 +68,20 @@ def test_a_digest_does_not_ask_which_object_holds_what_it_sees(restored):
     """A record of a VM that is replaced by its equal is the same state: what comes and goes is told by its content."""
     before = restored.digest([])
     replace_record(restored)
+    assert restored.digest([]) == before
+
+
+def test_which_account_a_page_is_in_matters_only_to_a_text_that_counts_it(restored):
+    def entered_elsewhere():
+        restored.host.ledger.pages["destroyed_on_fault"] += 1
+        restored.host.ledger.pages["destroyed_sync"] -= 1
+        return restored.digest([])
+
+    before = restored.digest([])
+    assert entered_elsewhere() == before
+    with restored._tally("destroyed_on_fault"):
+        counted = restored.digest([])
+        assert entered_elsewhere() != counted
     assert restored.digest([]) == before
 
 

@@ -7,7 +7,8 @@ that has written its pages and shared one of them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -27,6 +28,7 @@ from lazypv.host.faults import ProcessKilledError
 from lazypv.host.gmap import CrstTable
 from lazypv.host.host import Host
 from lazypv.host.kvm import Protected, StorageSizes
+from lazypv.host.ledger import Ledger
 from lazypv.host.run import access
 from lazypv.host.vm import Process, Vm
 from lazypv.invariants import (
@@ -39,7 +41,7 @@ from lazypv.invariants import (
     check_wound_up,
     search_remains,
 )
-from lazypv.invariants.accounts import owned_below
+from lazypv.invariants.accounts import owned_below, unbalanced
 from lazypv.invariants.whole import (
     FLEETING,
     content_hashes,
@@ -146,6 +148,7 @@ class World:
                 self.vms.append(self.host.create_vm(process, [range(shape.pages)], shape.vcpus))
         self.image = BootImage(np.full((1, PAGE_SIZE), 0x49, np.uint8), Workers(), RepeatedKeys())
         self.found: list[Violation] = []
+        self.tallies: list[Tally] = []
         self.made = 0
         self.faulted = False
         self._snapshot: Snapshot | None = None
@@ -180,7 +183,7 @@ class World:
     def take_down(self) -> None:
         """This is where every run begins."""
         self._snapshot = Snapshot(self._roots(), opaque=(Ultravisor, Workers, Series, StorageSizes))
-        opaque = (World, Machine, Ultravisor, AbsoluteStorage, Workers, Series, StorageSizes)
+        opaque = (World, Tally, Machine, Ultravisor, AbsoluteStorage, Workers, Series, StorageSizes)
         self.machine.ultravisor.done.clear()
         self._balance = Balance.of(self.host)
         roots = [self, self.image, *self._roots()]
@@ -195,6 +198,7 @@ class World:
         self._throughout.begin()
         self.machine.ultravisor.done.clear()
         self.found = []
+        self.tallies = []
         self.made = len(self.first_handles)
         self.faulted = False
 
@@ -230,23 +234,23 @@ class World:
         """The guest reads a page that is perhaps not its memory any more; then it is stopped (invariants 35, 42)."""
         at = np.array([page])
         gone = not vm.is_backed(at)[0]
-        destroyed = self.host.ledger.pages["destroyed_on_fault"]
-        try:
-            await self.touches(vm, [page])
-        except ProcessKilledError as error:
-            if error.signal != "SIGSEGV" or vm.is_backed(at)[0]:
-                raise
-        if gone and self.host.ledger.pages["destroyed_on_fault"] > destroyed:
+        with self._tally("destroyed_on_fault") as destroyed:
+            try:
+                await self.touches(vm, [page])
+            except ProcessKilledError as error:
+                if error.signal != "SIGSEGV" or vm.is_backed(at)[0]:
+                    raise
+        if gone and destroyed.pages:
             self.found.append(Violation(42, f"guest page {page} was cleaned for a guest that has no memory there"))
 
     async def disable(self, vm: Vm) -> None:
         """KVM_PV_DISABLE, and what has to hold when it returns (invariants 22, 38)."""
         handle = vm.kvm.pv.handle
-        before = self.host.ledger.pages["destroyed_sync"]
-        result = await kvm.disable(vm)
+        with self._tally("destroyed_sync") as destroyed:
+            result = await kvm.disable(vm)
         if result.errno:
             raise GuestStartError("KVM_PV_DISABLE", result)
-        at_once = self.host.ledger.pages["destroyed_sync"] - before
+        at_once = destroyed.pages
         limit = self.shape.sync_below
         if self.shape.lazy_destroy and not self.faulted and vm.guest_pages > limit < at_once:
             text = f"{at_once} pages were destroyed in the guest's time, {limit} at most may be"
@@ -256,6 +260,17 @@ class World:
             self.found.append(Violation(22, f"{left} pages below the limit still belong to the old run"))
         if is_known(self.machine, handle) and not self.shape.lazy_destroy:
             self.found.append(Violation(38, "lazy_destroy is 0, but the configuration outlived KVM_PV_DISABLE"))
+
+    @contextmanager
+    def _tally(self, account: str) -> Iterator[Tally]:
+        """Count pages of one account while a text is in here."""
+        tally = Tally(self.host.ledger, account)
+        self.tallies.append(tally)
+        try:
+            yield tally
+        finally:
+            # A run that is given up leaves here when the next one may have begun.
+            self.tallies = [each for each in self.tallies if each is not tally]
 
     async def drained(self) -> None:
         """Wait until no background thread is left."""
@@ -306,7 +321,9 @@ class World:
         """A number for the whole state, texts included; the same within this process."""
         if self._digester is None:
             raise ModelError("the world was never taken down")
-        things = [self._roots(), self.found, self.made, self.faulted, texts]
+        # Of the books only what decides something: two states that differ in no more go on alike.
+        sums = [*unbalanced(self.host), *[tally.pages for tally in self.tallies]]
+        things = [self._roots(), self.found, self.made, self.faulted, texts, sums]
         return self._digester.digest(things, content_hashes(self.machine))
 
     @property
@@ -330,6 +347,20 @@ class World:
         told.update(content_hashes(self.machine).tobytes())
         told.update(frames_state(self.machine).tobytes())
         return told.hexdigest()
+
+
+class Tally:
+    """How many pages have come into an account of the books since."""
+
+    def __init__(self, ledger: Ledger, account: str) -> None:
+        self._ledger = ledger
+        self._account = account
+        self._before = ledger.pages[account]
+
+    @property
+    def pages(self) -> int:
+        """Until now."""
+        return self._ledger.pages[self._account] - self._before
 
 
 class RepeatedKeys:

@@ -151,6 +151,20 @@ class Balance:
         return found
 
 
+def unbalanced(host: Host) -> tuple[int, int]:
+    """What decides whether the accounts balance in the end, beside the state of frames and texts.
+
+    Pages that came in and did not go, owned or lost; destroyed ones that are not booked, not yet or not at all.
+    """
+    now = host.machine.ultravisor.done
+    firmware = vault.firmware_of(host.machine.ultravisor)
+    gone = sum([exported + cleaned for exported, cleaned in firmware.history.values()])
+    gone += sum([firmware.exported(each) + each.cleaned for each in firmware.configurations.values()])
+    destroyed = now["DESTR_SEC_STOR"]
+    here = now["CONV_TO_SEC_STOR"] + now["UNPACK_IMG"] - destroyed - gone
+    return here, destroyed - sum([host.ledger.pages[name] for name in _BY_TEXT])
+
+
 def owned_pages(machine: Machine, handle: int) -> int:
     """Guest pages that the configuration owns now; 0 if it is gone."""
     firmware = vault.firmware_of(machine.ultravisor)
