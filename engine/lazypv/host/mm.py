@@ -64,6 +64,10 @@ class Vma:
         """First page behind the range."""
 
 
+def _gathered(found: tuple[NDArray[np.int64], int]) -> int:
+    return found[0].size
+
+
 class ProtectedCounter:
     """How many secure configurations of this address space exist: a counter (patch 06), before it a flag.
 
@@ -189,15 +193,12 @@ class Mm:
         if self.freed:
             raise LifetimeError(24, "an address space was used after its last reference had gone")
 
-    async def gather(self, at: int, end: int, limit: int) -> tuple[NDArray[np.int64], int]:
-        """Frames mapped in ``[at, end)``, at most `limit`, one reference each; and where to go on.
+    def gather(self, at: int, end: int, limit: int) -> Call[tuple[NDArray[np.int64], int]]:
+        """To be awaited: frames mapped in ``[at, end)``, at most `limit`, one reference each; and where to go on.
 
         Under the mmap lock. Ranges without mappings are skipped.
         """
-        found: tuple[NDArray[np.int64], int] = await Call(
-            GATHER, lambda: self._gather(at, end, limit), self, uvc=False, pages_of=lambda found: found[0].size
-        )
-        return found
+        return Call(GATHER, lambda: self._gather(at, end, limit), self, uvc=False, pages_of=_gathered)
 
     def range_at(self, at: int) -> Vma | None:
         """The range that has page `at`, or None. Ranges neither come nor go while anything runs in them."""
