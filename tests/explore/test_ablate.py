@@ -42,7 +42,7 @@ def test_without_a_patch_something_breaks_by_its_own_story(patch, invariant, tol
     breaks, rung = broken_without(patch)
     assert breaks[0].broken.violation.number == invariant == STORY[patch][0]
     assert any(told in line for line in breaks[0].story)
-    assert breaks[0].case.misread == (patch == "11")
+    assert breaks[0].case.switches.misread == (patch == "11")
     assert rung in LADDER[:2], "a small search suffices"
     numbers = [each.broken.violation.number for each in breaks]
     assert len(set(numbers)) == len(numbers)

@@ -103,21 +103,12 @@ def test_random_orders_with_faults_leave_the_repaired_series_whole():
     assert outcome.schedules == 150
 
 
-def test_a_capsule_is_replayed_by_another_run(tmp_path, capsys):
+@pytest.mark.parametrize("switches", [["--without", "07"], ["--misread"]], ids=str)
+def test_a_capsule_is_replayed_by_another_run(tmp_path, capsys, switches):
     """Version, scenario, switches, schedule, fingerprint."""
     path = tmp_path / "found.json"
-    arguments = [
-        "explore",
-        "reboot-into-protected",
-        "--pages",
-        "2",
-        "--without",
-        "07",
-        "--capsule",
-        str(path),
-        "--json",
-    ]
-    assert run(arguments) == 3
+    arguments = ["explore", "reboot-into-protected", "--pages", "2", "--capsule", str(path), "--json"]
+    assert run([*arguments, *switches]) == 3
     report = json.loads(capsys.readouterr().out)
     assert report["schema"] == "lazypv.explore/1"
     assert report["violations"][0]["invariant"] == 35
@@ -150,6 +141,7 @@ def test_a_capsule_knows_how_its_order_was_come_by(tmp_path, capsys, how):
         ({"schedule": [[0, -1, 1]]}, "ends differently"),
         ({"fingerprint": "00"}, "ends differently"),
         ({"switches": {"preset": "repaired", "without": ["99"], "defects": []}}, "99"),
+        ({"switches": {"preset": "repaired", "without": [], "defects": [], "misread": "no"}}, "not a capsule"),
     ],
 )
 def test_a_capsule_that_cannot_be_replayed_says_why(tmp_path, capsys, change, says):
@@ -167,7 +159,12 @@ def test_a_capsule_that_cannot_be_replayed_says_why(tmp_path, capsys, change, sa
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(["nowhere"], "nowhere"), (["shutdown", "--without", "12"], "12"), (["shutdown", "--with-defect", "D6"], "D6")],
+    [
+        (["nowhere"], "nowhere"),
+        (["shutdown", "--without", "12"], "12"),
+        (["shutdown", "--with-defect", "D6"], "D6"),
+        (["shutdown", "--without", "11", "--misread"], "misread"),
+    ],
 )
 def test_unknown_names_are_bad_use(arguments, says, capsys):
     assert run(["explore", *arguments]) == 2

@@ -33,6 +33,9 @@ def explore(
     with_defect: Annotated[
         list[str] | None, typer.Option(metavar="DEFECT", help="Bring a defect back, such as D17.", show_default=False)
     ] = None,
+    misread: Annotated[
+        bool, typer.Option("--misread", help="The host takes Ultravisor feature bit 0 for on: patch 11 used wrongly.")
+    ] = False,
     pages: Annotated[
         int | None, typer.Option(min=2, max=8, help="Pages of a guest. [default: the scenario's]", show_default=False)
     ] = None,
@@ -80,7 +83,7 @@ def explore(
     if capsule is not None:
         check_writable(capsule)
     own = None if policy is None else load_policy(policy)
-    switches = Switches(preset, tuple(without or ()), tuple(with_defect or ()), own)
+    switches = Switches(preset, tuple(without or ()), tuple(with_defect or ()), own, misread)
     with Progress() as progress:
         found = explore_all(
             scenario,

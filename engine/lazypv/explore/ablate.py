@@ -128,11 +128,10 @@ def ablate(progress: ProgressReport) -> Ablation:
 
 def broken_without(patch: str) -> tuple[list[Break], Rung]:
     """Each invariant that breaks in the smallest searches that break any, and how large those are."""
-    misread = patch == USED_WRONGLY
-    switches = Switches() if misread else Switches(without=(patch,))
+    switches = Switches(misread=True) if patch == USED_WRONGLY else Switches(without=(patch,))
     for rung in LADDER:
         by_number: dict[int, tuple[Case, Broken]] = {}
-        for case, outcome in search_all(rung, switches, misread=misread):
+        for case, outcome in search_all(rung, switches):
             for broken in outcome.broken:
                 number = broken.violation.number
                 if number not in by_number or _rank(patch, broken) < _rank(patch, by_number[number][1]):

@@ -110,7 +110,7 @@ class Capsule:
         """
         of = scenario(self.scenario)
         with self.switches.blamed():
-            world = of.build(self.switches.series(), self.pages, self.switches.policy)
+            world = self.switches.build(of, self.pages)
             faults = faults_for(world.machine.ultravisor)
             bounds = Bounds(None, len(self.schedule), self.finer)
             run = Explorer(world, of.scene, bounds, faults).replay(self.schedule)

@@ -11,7 +11,6 @@ from lazypv.explore.run import Broken
 from lazypv.explore.scenarios import SCENARIOS, Scenario
 from lazypv.explore.search import Bounds, Explorer, Outcome
 from lazypv.explore.switches import Switches
-from lazypv.ultravisor.interface import BIT_UVC_FEAT_MISC
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,18 +45,11 @@ MOST_SCHEDULES: Final = 4000
 
 @dataclass(frozen=True)
 class Case:
-    """One search: where, how far, and of which series.
-
-    Attributes
-    ----------
-    misread : bool
-        The host takes feature bit 0 for on although the Ultravisor has it off (patch 11 used wrongly).
-    """
+    """One search: where, how far, and of which series."""
 
     scenario: Scenario
     rung: Rung
     switches: Switches
-    misread: bool = False
 
     @property
     def pages(self) -> int:
@@ -66,12 +58,9 @@ class Case:
 
     def explorer(self) -> Explorer:
         """The search, in a world of its own."""
-        world = self.scenario.build(self.switches.series(), self.pages)
-        ultravisor = world.machine.ultravisor
-        if self.misread:
-            ultravisor.feature_bits = frozenset({BIT_UVC_FEAT_MISC})
+        world = self.switches.build(self.scenario, self.pages)
         bounds = Bounds(self.rung.preemptions, self.rung.faults)
-        return Explorer(world, self.scenario.scene, bounds, faults_for(ultravisor))
+        return Explorer(world, self.scenario.scene, bounds, faults_for(world.machine.ultravisor))
 
     def search(self, *, stop_at_first: bool = False) -> Outcome:
         """Run it."""
@@ -82,10 +71,10 @@ class Case:
         return replace(self, switches=switches)
 
 
-def search_all(rung: Rung, switches: Switches, *, misread: bool = False) -> Iterator[tuple[Case, Outcome]]:
+def search_all(rung: Rung, switches: Switches) -> Iterator[tuple[Case, Outcome]]:
     """Every scenario on one rung of the ladder."""
     for scenario in SCENARIOS.values():
-        case = Case(scenario, rung, switches, misread)
+        case = Case(scenario, rung, switches)
         yield case, case.search()
 
 

@@ -95,7 +95,7 @@ class Desk:
         key = (job.name, job.pages, job.bounds, job.switches)
         if key not in self.explorers:
             of = scenario(job.name)
-            world = of.build(job.switches.series(), job.pages, job.switches.policy)
+            world = job.switches.build(of, job.pages)
             faults = faults_for(world.machine.ultravisor)
             check_segments(world, of.scene, faults)
             # A world stays until the end: a collector that looks through it again and again takes time.

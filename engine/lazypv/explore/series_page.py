@@ -91,7 +91,7 @@ def patch_section(number: str, breaks: list[Break]) -> list[str]:
                 )
             )
         elif each.case is not None and each.broken is not None:
-            how = "Used where the feature bit is off" if each.case.misread else "Without it"
+            how = "Used where the feature bit is off" if each.case.switches.misread else "Without it"
             parts += _told(how, each.case, each.broken)
     return parts
 
@@ -145,7 +145,7 @@ def _as_object(case: Case, broken: Broken) -> dict[str, Any]:
         "rung": list(case.rung),
         "without": list(case.switches.without),
         "defects": list(case.switches.defects),
-        "misread": case.misread,
+        "misread": case.switches.misread,
         "schedule": [[c.actor, c.fault, len(list(same))] for c, same in groupby(broken.schedule)],
         "fingerprint": broken.fingerprint,
     }
@@ -165,8 +165,9 @@ def replayed(found: dict[str, Any]) -> Broken:
     UsageError
         Nothing breaks, or it ends differently.
     """
-    switches = Switches(without=tuple(found["without"]), defects=tuple(found["defects"]))
-    case = Case(scenario(found["scenario"]), Rung(*found["rung"]), switches, found["misread"])
+    without, defects = tuple(found["without"]), tuple(found["defects"])
+    switches = Switches(without=without, defects=defects, misread=found["misread"])
+    case = Case(scenario(found["scenario"]), Rung(*found["rung"]), switches)
     schedule = tuple(Choice(actor, fault) for actor, fault, count in found["schedule"] for _ in range(count))
     run = case.explorer().replay(schedule)
     if run.violation is None or run.fingerprint != found["fingerprint"]:

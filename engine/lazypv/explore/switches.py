@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lazypv.errors import UsageError
 from lazypv.policy import LoadedPolicy, load_policy
 from lazypv.series import PRESETS, Series
+from lazypv.ultravisor.interface import BIT_UVC_FEAT_MISC
+
+if TYPE_CHECKING:
+    from lazypv.explore.scenarios import Scenario
+    from lazypv.explore.world import World
 
 
 @dataclass(frozen=True)
@@ -19,12 +24,15 @@ class Switches:
     ----------
     policy : LoadedPolicy or None
         How guests end, if not in the series' way.
+    misread : bool
+        The host takes feature bit 0 for on although the Ultravisor has it off: patch 11 used wrongly.
     """
 
     preset: str = "repaired"
     without: tuple[str, ...] = ()
     defects: tuple[str, ...] = ()
     policy: LoadedPolicy | None = None
+    misread: bool = False
 
     def series(self) -> Series:
         """The series.
@@ -36,7 +44,23 @@ class Switches:
         """
         if self.preset not in PRESETS:
             raise UsageError(f"{self.preset!r} is not a preset: choose one of {', '.join(PRESETS)}")
-        return PRESETS[self.preset].without(*self.without).with_defects(*self.defects)
+        series = PRESETS[self.preset].without(*self.without).with_defects(*self.defects)
+        if self.misread and not series.feature_bits:
+            raise UsageError("a feature bit is not misread without patch 11, which reads it")
+        return series
+
+    def build(self, of: Scenario, pages: int) -> World:
+        """A world of that scenario under these switches, ready to be explored.
+
+        Raises
+        ------
+        UsageError
+            Unknown names, or a combination that cannot be.
+        """
+        world = of.build(self.series(), pages, self.policy)
+        if self.misread:
+            world.machine.ultravisor.feature_bits = frozenset({BIT_UVC_FEAT_MISC})
+        return world
 
     def blamed(self) -> AbstractContextManager[None]:
         """Within this, whatever a policy of somebody's own breaks down with is reported as its error."""
@@ -50,6 +74,7 @@ class Switches:
             "without": list(self.without),
             "defects": list(self.defects),
             "policy": policy,
+            "misread": self.misread,
         }
 
     @classmethod
@@ -61,7 +86,10 @@ class Switches:
         UsageError
             The policy is not there, or its source is another one: then it is not run.
         """
-        chosen = cls(str(found["preset"]), tuple(found["without"]), tuple(found["defects"]))
+        misread = found.get("misread", False)
+        if not isinstance(misread, bool):
+            raise ValueError(f"misread is {misread!r}, neither true nor false")
+        chosen = cls(str(found["preset"]), tuple(found["without"]), tuple(found["defects"]), misread=misread)
         recorded = found.get("policy")
         if recorded is None:
             if policy is not None:

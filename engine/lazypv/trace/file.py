@@ -53,7 +53,7 @@ class Setting:
         least = max(2, of.shape.sync_below)
         if not least <= self.pages <= MOST_PAGES:
             raise UsageError(f"{self.pages} pages are refused: {self.scenario} takes {least} to {MOST_PAGES}")
-        return of.build(self.switches.series(), self.pages)
+        return self.switches.build(of, self.pages)
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
