@@ -38,11 +38,11 @@ class Threads:
         except ProcessKilledError as error:
             if error.signal != FATAL_SIGNAL and error.rc != UNKNOWN_RC:
                 raise
-            self.killed = True
+            await self.kill()
         except GuestStartError:
             if not self._world.faulted:
                 raise
-            self.killed = True
+            await self.kill()
         await Touch(self, "threads of the process", write=True)
         self.left -= 1
         if self.killed and not self.left:
