@@ -143,6 +143,7 @@ class Moment(Step[None]):
     __slots__ = ()
 
     def __await__(self) -> Generator[Step[None], None, None]:
+        # Python awaits any iterator; only the type of `__await__` asks for a generator, and a cast would cost its time.
         return iter((self,))  # type: ignore[return-value]
 
 

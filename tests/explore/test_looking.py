@@ -150,3 +150,16 @@ def test_a_swarm_is_drawn_from_its_seed_and_number_alone():
     ]
     assert runs[0].steps == runs[1].steps
     assert runs[0].final_states == runs[1].final_states == apart[0].final_states | apart[1].final_states
+
+
+def test_a_page_that_was_done_and_one_that_needed_nothing_are_two_states():
+    """The text goes on with the sum of what was done, so the two go on differently."""
+    run = explorer("shutdown").run()
+    while not any(actor.answers for actor in run.clock.actors):
+        run.step(Choice(run.enabled()[0]))
+    (answer,) = next(actor.answers for actor in run.clock.actors if actor.answers)
+    before = run.digest()
+    answer.done, answer.noop = answer.noop, answer.done
+    changed = run.digest()
+    run.close()
+    assert changed != before

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from twins import on_lines
 
-from lazypv_kernels import access, batches, claims, references, scan, sweep
+from lazypv_kernels import access, allocation, batches, claims, references, scan, sweep
 from lazypv_kernels.layout import (
     COUNT_BUSY,
     COUNT_DONE,
@@ -101,11 +101,11 @@ def test_free_frames_go_to_one_only():
 
         def single(start, host=host):
             frames = np.empty(40, np.int64)
-            count, _ = references.allocate(host, start, 40, frames)
+            count, _ = allocation.allocate(host, start, 40, frames)
             return frames[:count]
 
         def run(align, host=host):
-            first = references.allocate_run(host, 0, align, 16)
+            first = allocation.allocate_run(host, 0, align, 16)
             return np.arange(first, first + 16) if first >= 0 else np.empty(0, np.int64)
 
         taken = together(lambda: single(0), lambda: single(3), lambda: run(1), lambda: run(8))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import twins
 
-from lazypv_kernels import claims, references
+from lazypv_kernels import allocation, claims, references
 from lazypv_kernels.layout import MARK_SECURE, MARK_WRITEBACK, RC_BUSY, RC_DONE, REFERENCES
 
 from .worlds import agree, every_size, random_frames, random_pte, seeds
@@ -156,7 +156,7 @@ def test_allocating_is_its_twin(seed, size):
     host = random_host(rng, size)
     for start in (0, size // 2, size):
         for want in (0, 1, 5, size + 1):
-            agree(references.allocate, twins.allocate, host, start, want, np.full(max(want, 1), -9))
+            agree(allocation.allocate, twins.allocate, host, start, want, np.full(max(want, 1), -9))
 
 
 @every_size
@@ -169,7 +169,7 @@ def test_allocating_a_run_is_its_twin(seed, size):
     for start in (0, 3, size):
         for align in (1, 4):
             for want in (1, 2, 4, size + 1):
-                agree(references.allocate_run, twins.allocate_run, host, start, align, want)
+                agree(allocation.allocate_run, twins.allocate_run, host, start, align, want)
 
 
 @every_size
@@ -222,4 +222,4 @@ def test_whole_free_blocks_are_taken_and_no_part_of_others(seed, size):
     rng = np.random.default_rng(seed)
     host = (rng.random(size) < 0.1).astype(np.uint8)
     for block in (1, 4, 8, 64):
-        agree(references.allocate_blocks, twins.allocate_blocks, host, block, np.full(size // block, -9))
+        agree(allocation.allocate_blocks, twins.allocate_blocks, host, block, np.full(size // block, -9))

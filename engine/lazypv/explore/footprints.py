@@ -1,8 +1,9 @@
 """What a step touches, so that two steps of different actors are known to come to the same in either order.
 
 What a step *writes* is seen: the state before it is compared with the state behind it, part by part, and all that is in
-a digest is in some part. What it *reads* nobody sees. That is taken from its kind, as much as it
-may be and rather too much: a step of a kind that is not known here may read anything.
+a digest is in some part but sums over all accounts, to which steps add the same in any order. What it *reads* nobody
+sees. That is taken from its kind, as much as it may be and rather too much: a step of a kind that is not known here may
+read anything.
 
 What a text does between two awaits may read all that texts share, but for what the rules of texts and the walls of the
 house keep from it: page states and contents, which only calls look at; the host's byte of a frame, which it uses by way

@@ -17,7 +17,6 @@ from lazypv.errors import ModelError
 from lazypv.explore.run import Broken, NewClock, Replayed, Run, Schedule
 from lazypv.explore.sleep import Place, SleepSets
 from lazypv.explore.world import Scene, World
-from lazypv.host.policy import Guarded
 
 LOOKED_UP = 6
 """Where missing a state costs few runs, states are looked up only behind a multiple of so many steps.
@@ -190,8 +189,7 @@ class Explorer:
 
         What a text may look at was read from ours, and from steps that are not cut in two.
         """
-        own = isinstance(self.world.host.teardown, Guarded)
-        return self.bounds.preemptions is None and not self.bounds.finer and not own
+        return self.bounds.preemptions is None and not self.bounds.finer and self.world.policy is None
 
     def _follow(self, branch: Branch, todo: list[Branch], outcome: Outcome, prune: bool) -> None:
         """Run a branch, then go on with the first choice each time; what else could be chosen is put on `todo`."""

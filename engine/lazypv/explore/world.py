@@ -104,6 +104,8 @@ class World:
     ----------
     vms : list of Vm
         Guests, in order of their making.
+    policy : LoadedPolicy or None
+        How guests end, if not in the series' way.
     faulted : bool
         A step of this run has failed: what falls back to the slow way, or gives up cleanly, is no violation.
     """
@@ -117,6 +119,7 @@ class World:
     ) -> None:
         self.shape = shape
         self.series = series
+        self.policy = policy
         frames = FRAMES_BESIDE + sum(guests_per_process) * (shape.pages + FRAMES_OF_A_GUEST)
         self.machine = Machine(
             frames * PAGE_SIZE,
@@ -264,6 +267,8 @@ class World:
     @contextmanager
     def _tally(self, account: str) -> Iterator[Tally]:
         """Count pages of one account while a text is in here."""
+        if account not in ACCOUNTS:
+            raise ModelError(f"account {account!r} decides something here, and no footprint knows of it")
         tally = Tally(self.host.ledger, account)
         self.tallies.append(tally)
         try:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lazypv.errors import FrameError, LifetimeError
 from lazypv.machine.page_table import PageTable
-from lazypv_kernels import references
+from lazypv_kernels import allocation, references
 from lazypv_kernels.layout import (
     FRAME_DTYPE,
     HOST_DTYPE,
@@ -67,7 +67,7 @@ class HostFrames:
     def allocate(self, want: int) -> Frames | None:
         """`want` frames with one reference each, or None when there are not as many free."""
         frames = np.empty(want, FRAME_DTYPE)
-        count, cursor = references.allocate(self.byte, self._cursor, want, frames)
+        count, cursor = allocation.allocate(self.byte, self._cursor, want, frames)
         self._cursor = int(cursor)
         if count < want:
             self.put(frames[:count])
@@ -76,7 +76,7 @@ class HostFrames:
 
     def allocate_run(self, want: int, align: int = 1, start: int = 0) -> Frames | None:
         """`want` consecutive frames, the first a multiple of `align`; None when there is no such run."""
-        first = int(references.allocate_run(self.byte, start, align, want))
+        first = int(allocation.allocate_run(self.byte, start, align, want))
         return None if first < 0 else np.arange(first, first + want, dtype=FRAME_DTYPE)
 
     def take_free_blocks(self, size: int) -> list[tuple[int, int]]:
@@ -85,7 +85,7 @@ class HostFrames:
         As ranges (first, last), as long as possible, ascending.
         """
         blocks = np.empty(self.byte.size // size, FRAME_DTYPE)
-        taken = blocks[: references.allocate_blocks(self.byte, size, blocks)]
+        taken = blocks[: allocation.allocate_blocks(self.byte, size, blocks)]
         parts = np.split(taken, np.flatnonzero(np.diff(taken) != size) + 1) if taken.size else []
         return [(int(part[0]), int(part[-1]) + size) for part in parts]
 
